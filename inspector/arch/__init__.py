@@ -1,0 +1,31 @@
+"""What the MMU sees: paging formats as tables, one walker, one scanner, virtual reads. Knows no Linux."""
+
+from __future__ import annotations
+
+from inspector.arch.format import EntryFlag, EntryKind, Level, PagingFormat, Shape
+from inspector.arch.scanner import MAPPING, Right, scan, translate
+from inspector.arch.space import AddressSpace
+from inspector.arch.walker import FaultKind, Walk, WalkFault, WalkStep, walk
+from inspector.arch.x86_64 import X86_64_4LEVEL, X86_64_5LEVEL, paging_of, x86_64
+
+__all__ = [
+    "MAPPING",
+    "X86_64_4LEVEL",
+    "X86_64_5LEVEL",
+    "AddressSpace",
+    "EntryFlag",
+    "EntryKind",
+    "FaultKind",
+    "Level",
+    "PagingFormat",
+    "Right",
+    "Shape",
+    "Walk",
+    "WalkFault",
+    "WalkStep",
+    "paging_of",
+    "scan",
+    "translate",
+    "walk",
+    "x86_64",
+]

@@ -1,0 +1,211 @@
+"""Whole page tables at once: every mapping of a range, and the translations of many addresses."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.arch.format import Level, PagingFormat, Shape
+from inspector.errors import CorruptGuest
+from inspector.memory import PhysicalMemory
+from inspector.units import PhysAddr
+
+U64 = np.dtype(np.uint64)
+
+
+class Right(IntFlag):
+    """What a mapping permits, and-ed over all levels (the `rights` of MAPPING)."""
+
+    W = 1
+    U = 2
+    X = 4
+
+
+MAPPING = np.dtype(
+    [
+        ("va", np.uint64),  # of the first byte, canonical
+        ("pa", np.uint64),  # of the first byte
+        ("size", np.uint64),  # bytes: the page size of the level
+        ("entry", np.uint64),  # the raw leaf entry
+        ("rights", np.uint8),  # Right
+    ],
+    align=True,
+)
+
+LIMIT = 32 << 20
+"""Entries of one level that scan() reads by default: 128 GiB in 4 KiB pages, at worst 2.4 GB of rows."""
+
+_TABLES_AT_ONCE = 1024  # 4 MiB of entries: what is in flight stays small and near the cache
+
+
+def scan(
+    memory: PhysicalMemory,
+    format: PagingFormat,
+    root: PhysAddr,
+    start: int = 0,
+    end: int = 1 << 64,
+    *,
+    nonpresent: bool = False,
+    limit: int = LIMIT,
+) -> NDArray[np.void]:
+    """Every leaf mapping that overlaps [start, end), as MAPPING rows sorted by va.
+
+    A large page that begins before `start` is there whole. Entries with reserved bits set and tables outside
+    RAM map nothing. `nonpresent` adds the entries that are neither zero nor present, on the levels that may
+    hold a leaf (swapped-out pages are kept there): pa and rights are 0, format.present() tells them apart.
+    Raises CorruptGuest where a level has over `limit` entries to read: tables that lead to themselves do.
+    """
+    last = min(end, 1 << 64) - 1
+    found = _Found()
+    if start > last:
+        return found.rows()
+    whole = start <= 0 and last == (1 << 64) - 1
+    tables = np.array([root], U64)
+    bases = np.zeros(1, U64)
+    rights = np.full(1, Right.W | Right.U | Right.X, np.uint8)
+    for level in format.levels:
+        if len(tables) * level.entries > limit:
+            raise CorruptGuest(
+                f"{len(tables)} {level.name} tables below root {root:#x}, more than the limit of "
+                f"{limit >> level.bits}: tables that lead to themselves, or not page tables at all"
+            )
+        below: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]] = []
+        for first in range(0, len(tables), _TABLES_AT_ONCE):
+            part = slice(first, first + _TABLES_AT_ONCE)
+            vas, entries, granted = _entries(memory, format, level, tables[part], bases[part], rights[part])
+            if not whole:
+                inside = (vas <= np.uint64(last)) & (vas + np.uint64(level.span - 1) >= np.uint64(start))
+                vas, entries, granted = vas[inside], entries[inside], granted[inside]
+            for shape in level.shapes:
+                chosen = _chosen(shape, entries)
+                leads_to = entries[chosen] & np.uint64(shape.address)
+                below_rights = granted[chosen] & _granted(shape, entries[chosen])
+                if shape.leaf:
+                    found.add(vas[chosen], leads_to, level.span, entries[chosen], below_rights)
+                else:
+                    below.append((vas[chosen], leads_to, below_rights))
+            if nonpresent and any(shape.leaf for shape in level.shapes):
+                absent = ~format.present(entries)
+                zero = np.zeros(np.count_nonzero(absent), U64)
+                found.add(vas[absent], zero, level.span, entries[absent], zero.astype(np.uint8))
+        if not below:
+            break
+        bases, tables, rights = (np.concatenate(column) for column in zip(*below, strict=True))
+    return found.rows()
+
+
+def translate(
+    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """The physical address of each virtual one (0 where it does not translate), and which do."""
+    pas, sizes = resolve(memory, format, root, vas)
+    return pas, sizes != 0
+
+
+def resolve(
+    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """As translate(), with the page size of each address in bytes: 0 where it does not translate."""
+    pas, sizes = np.zeros(len(vas), U64), np.zeros(len(vas), U64)
+    todo = np.flatnonzero(format.canonical_array(vas) == vas)
+    tables = np.full(len(todo), root, U64)
+    for level in format.levels:
+        here = vas[todo]
+        index = (here >> np.uint64(level.shift)) & np.uint64(level.entries - 1)
+        # What is outside RAM reads as zero, which is not present in any format.
+        entries = memory.gather(tables + index * np.uint64(format.entry_size), format.entry_type)[0].astype(
+            U64
+        )
+        onward = np.zeros(len(todo), np.bool_)
+        tables = np.zeros(len(todo), U64)
+        for shape in level.shapes:
+            chosen = _chosen(shape, entries)
+            target = entries[chosen] & np.uint64(shape.address)
+            if shape.leaf:
+                pas[todo[chosen]] = target | here[chosen] & np.uint64(level.span - 1)
+                sizes[todo[chosen]] = level.span
+            else:
+                onward[chosen], tables[chosen] = True, target
+        if not onward.all():
+            todo, tables = todo[onward], tables[onward]
+    return pas, sizes
+
+
+def _entries(
+    memory: PhysicalMemory,
+    format: PagingFormat,
+    level: Level,
+    tables: NDArray[np.uint64],
+    bases: NDArray[np.uint64],
+    rights: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]:
+    """The entries of these tables that are not zero: addresses, raw values, and their tables' rights."""
+    entries = memory.gather(tables, format.entry_type, level.entries)[0].reshape(-1)
+    used = np.flatnonzero(entries)
+    table = used >> level.bits
+    index = (used & level.entries - 1).astype(U64)
+    vas = bases[table] + (index << np.uint64(level.shift))
+    if level is format.levels[0]:
+        vas = format.canonical_array(vas)
+    return vas, entries[used].astype(U64, copy=False), rights[table]
+
+
+def _chosen(shape: Shape, entries: NDArray[np.uint64]) -> NDArray[np.bool_] | slice:
+    """The entries of this shape without reserved bits; where all are, a slice, which indexes for free."""
+    mask, value = shape.test
+    chosen: NDArray[np.bool_] = (entries & np.uint64(mask | shape.reserved)) == np.uint64(value)
+    return slice(None) if chosen.all() else chosen
+
+
+def _granted(shape: Shape, entries: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """The Right bits that each entry grants."""
+    granted = np.zeros(len(entries), np.uint8)
+    for (mask, value), right in (
+        (shape.writable, Right.W),
+        (shape.user, Right.U),
+        (shape.executable, Right.X),
+    ):
+        granted |= ((entries & np.uint64(mask)) == np.uint64(value)).view(np.uint8) * np.uint8(right)
+    return granted
+
+
+class _Found:
+    """The leaf mappings found so far, as columns."""
+
+    def __init__(self) -> None:
+        self._parts: list[
+            tuple[NDArray[np.uint64], NDArray[np.uint64], int, NDArray[np.uint64], NDArray[np.uint8]]
+        ] = []
+
+    def add(
+        self,
+        vas: NDArray[np.uint64],
+        pas: NDArray[np.uint64],
+        size: int,
+        entries: NDArray[np.uint64],
+        rights: NDArray[np.uint8],
+    ) -> None:
+        """Take in some mappings of one size."""
+        if len(vas):
+            self._parts.append((vas, pas, size, entries, rights))
+
+    def rows(self) -> NDArray[np.void]:
+        """All of them, sorted by va."""
+        rows = np.zeros(sum(len(part[0]) for part in self._parts), MAPPING)
+        first = 0
+        for vas, pas, size, entries, rights in self._parts:
+            part = rows[first : first + len(vas)]
+            part["va"], part["pa"], part["size"], part["entry"], part["rights"] = (
+                vas,
+                pas,
+                size,
+                entries,
+                rights,
+            )
+            first += len(vas)
+        vas = rows["va"]
+        if (vas[1:] < vas[:-1]).any():  # levels, or shapes of a level, interleave
+            rows = rows[np.argsort(vas, kind="stable")]
+        return rows
