@@ -1,0 +1,161 @@
+"""Where Linux is in a guest's memory, found from the registers of one CPU, however much RAM there is.
+
+The way: CR3 -> page tables -> IDT -> a handler in kernel text -> the mappings of the kernel image -> a pointer in
+its data to the page that begins with OSRELEASE=.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.arch import AddressSpace, PagingFormat, paging_of
+from inspector.errors import BadFormat, CorruptGuest, NoSuchSymbol, OutsideRam, PageFault
+from inspector.memory import PhysicalMemory
+from inspector.symbols import vmcoreinfo
+from inspector.symbols.vmcoreinfo import Vmcoreinfo
+from inspector.units import PhysAddr, VirtAddr
+
+# The kernel image of x86-64 lies in these, wherever KASLR puts it (Documentation/arch/x86/x86_64/mm.rst).
+_IMAGE_START, _IMAGE_END = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_C000_0000
+_MAX_HOLE = 32 << 20
+_HEAD = np.dtype("S10")
+_MAX_IMAGE = 256 << 20  # bytes of the image that are searched; a stock kernel has 40 to 60 MiB
+_PTI_USER_BIT = 1 << 12  # page table isolation: the user half of a task's pair of PGDs (arch/x86/include/asm/pgtable.h)
+_GATE = 16  # bytes of an IDT gate (SDM Vol. 3A, 6.14.1)
+_NOT_BOOTED = "is the guest still in its firmware, or not booted far enough?"
+
+
+class CpuState(Protocol):
+    """The registers that lead to the kernel, as plain numbers."""
+
+    @property
+    def cr0(self) -> int: ...  # noqa: D102
+    @property
+    def cr3(self) -> int: ...  # noqa: D102
+    @property
+    def cr4(self) -> int: ...  # noqa: D102
+    @property
+    def efer(self) -> int: ...  # noqa: D102
+    @property
+    def idt_base(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLocation:
+    """A running Linux: its VMCOREINFO, its own page tables (swapper_pg_dir) and its image [start, end)."""
+
+    vmcoreinfo: Vmcoreinfo
+    format: PagingFormat
+    root: PhysAddr
+    image_start: VirtAddr
+    image_end: VirtAddr
+    image_phys: PhysAddr
+
+
+def locate(memory: PhysicalMemory, cpu: CpuState) -> KernelLocation:
+    """Find the kernel that a CPU runs, whether it is in user or kernel mode. Raises BadFormat with the reason."""
+    try:
+        format_, root = paging_of(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+    except BadFormat as error:
+        raise BadFormat(f"no Linux kernel found: {error}; {_NOT_BOOTED}") from error
+    failure: BadFormat | None = None
+    # Under page table isolation a CPU in user mode has the half without the kernel: its sibling is tried first.
+    for candidate in dict.fromkeys((root & ~_PTI_USER_BIT, root)):
+        space = AddressSpace(memory, format_, PhysAddr(candidate))
+        try:
+            return _locate(space, cpu.idt_base)
+        except BadFormat as error:
+            failure = error
+    raise BadFormat(f"no Linux kernel found: {failure}; {_NOT_BOOTED}")
+
+
+def _locate(space: AddressSpace, idt_base: int) -> KernelLocation:
+    handler = _handler(space, idt_base)
+    if not _IMAGE_START <= handler < _IMAGE_END:
+        raise BadFormat(f"the IDT's first handler, {handler:#x}, is not in a kernel image")
+    try:
+        rows = space.scan(_IMAGE_START, _IMAGE_END)
+    except CorruptGuest as error:
+        raise BadFormat(str(error)) from error
+    image = _image_around(rows, handler)
+    info = _vmcoreinfo(space, image)
+    try:
+        root = space.translate(info.symbol("swapper_pg_dir"))
+    except NoSuchSymbol as error:
+        raise BadFormat(str(error)) from error
+    if root is None:
+        raise BadFormat("swapper_pg_dir, which VMCOREINFO names, is not mapped")
+    last = image[-1]
+    return KernelLocation(
+        vmcoreinfo=info,
+        format=space.format,
+        root=root,
+        image_start=VirtAddr(int(image["va"][0])),
+        image_end=VirtAddr(int(last["va"]) + int(last["size"])),
+        image_phys=PhysAddr(int(image["pa"][0])),
+    )
+
+
+def _handler(space: AddressSpace, idt_base: int) -> int:
+    """The address of the first exception's handler: bits 0-15, 48-63 and 64-95 of its gate."""
+    try:
+        gate = int.from_bytes(space.read(VirtAddr(idt_base), _GATE), "little")
+    except PageFault as error:
+        raise BadFormat(f"the IDT at {idt_base:#x} is not mapped") from error
+    return gate & 0xFFFF | (gate >> 48 & 0xFFFF) << 16 | (gate >> 64 & 0xFFFF_FFFF) << 32
+
+
+def _image_around(rows: NDArray[np.void], handler: int) -> NDArray[np.void]:
+    """The kernel image: the mapping that holds the handler, and all that lie around it without a wide gap.
+
+    Small holes are its own: freed init memory, and under page table isolation the ends of its sections.
+    """
+    start, end = rows["va"], rows["va"] + rows["size"]
+    at = int(np.searchsorted(start, np.uint64(handler), "right")) - 1
+    if at < 0 or handler >= int(end[at]):
+        raise BadFormat(f"the IDT's first handler, {handler:#x}, is not mapped")
+    breaks = np.flatnonzero(start[1:] - end[:-1] > np.uint64(_MAX_HOLE)) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    piece = bisect_right(edges, at)
+    return rows[edges[piece - 1] : edges[piece]]
+
+
+def _vmcoreinfo(space: AddressSpace, image: NDArray[np.void]) -> Vmcoreinfo:
+    """Follow every pointer to a page in the image to one that begins with OSRELEASE=.
+
+    C: vmcoreinfo_data, a page that crash_save_vmcoreinfo_init() allocates and fills (subsys_initcall).
+    """
+    page = space.format.page_size
+    candidates = [np.empty(0, np.uint64)]
+    for pa, size in _physical_runs(image):
+        try:
+            words = space.memory.array(pa, size).view("<u8")
+        except OutsideRam as error:
+            raise BadFormat(f"the kernel image is not in RAM: {error}") from error
+        pages = words[words & np.uint64(page - 1 | 1 << 63) == np.uint64(1 << 63)]
+        candidates.append(np.unique(pages))
+    heads, ok = space.gather(np.concatenate(candidates), _HEAD)
+    for address in np.concatenate(candidates)[ok & (heads == vmcoreinfo.MAGIC[: _HEAD.itemsize])].tolist():
+        with suppress(BadFormat, PageFault, OutsideRam):
+            return Vmcoreinfo.parse(space.read(VirtAddr(address), vmcoreinfo.SIZE))
+    raise BadFormat("nothing in the kernel image points to VMCOREINFO")
+
+
+def _physical_runs(image: NDArray[np.void]) -> Iterator[tuple[PhysAddr, int]]:
+    """What lies together in physical memory, up to _MAX_IMAGE bytes in all."""
+    left = _MAX_IMAGE
+    ends = image["pa"] + image["size"]
+    firsts = np.flatnonzero(np.concatenate(([True], image["pa"][1:] != ends[:-1])))
+    for first, last in zip(firsts.tolist(), [*(firsts[1:] - 1).tolist(), len(image) - 1], strict=True):
+        pa = int(image["pa"][first])
+        size = min(int(ends[last]) - pa, left)
+        left -= size
+        if size:
+            yield PhysAddr(pa), size
