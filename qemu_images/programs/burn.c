@@ -1,0 +1,22 @@
+/* A task that never sleeps. */
+#include "lab.h"
+
+static const char usage[] =
+	"usage: burn [--syscall]\n"
+	"Prints its pid, then counts for ever in user space, or in getppid() with --syscall.\n"
+	"example: burn\n";
+
+int main(int argc, char **argv)
+{
+	int syscalls = argc > 1 && !strcmp(argv[1], "--syscall");
+	volatile unsigned long count = 0;
+
+	help_or_die(argc, argv, 0, usage);
+	printf("%d\n", getpid());
+	fflush(stdout);
+	for (;;) {
+		count++;
+		if (syscalls)
+			getppid();
+	}
+}
