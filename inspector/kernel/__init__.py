@@ -1,0 +1,1 @@
+"""What Linux keeps in memory: a module a kernel subject, each reading through a `Kernel`."""

@@ -1,0 +1,158 @@
+"""The buddy allocator's free blocks, and the free pages on per-CPU lists (mm/page_alloc.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import CorruptGuest
+from inspector.kernel import lists, zones
+from inspector.kernel.memmap import MemMap
+from inspector.symbols import Kernel, StructView
+from inspector.units import VirtAddr
+
+FREE_BLOCK = np.dtype(
+    [("pfn", np.uint64), ("order", np.uint8), ("migratetype", np.uint8), ("node", np.uint16), ("zone", np.uint8)]
+)
+"""A block of 2**order free pages that begins at `pfn`, on its zone's list of that migratetype."""
+
+PCP_PAGE = np.dtype(
+    [
+        ("pfn", np.uint64),
+        ("order", np.uint8),
+        ("migratetype", np.uint8),
+        ("node", np.uint16),
+        ("zone", np.uint8),
+        ("cpu", np.uint16),
+    ]
+)
+"""A free block of 2**order pages that waits on a CPU's own list."""
+
+_PCP_LIMIT = 1 << 18  # pages on one list
+_PCP_ORDERS = 4  # PAGE_ALLOC_COSTLY_ORDER + 1: above them, per-CPU lists hold huge pages only
+
+
+@dataclass(frozen=True, slots=True)
+class _FreeList:
+    node: int
+    zone: int
+    order: int
+    migratetype: int
+    head: VirtAddr
+
+
+def migratetypes(kernel: Kernel) -> tuple[str, ...]:
+    """The names of the migratetypes in order, as /proc/pagetypeinfo prints them (C: migratetype_names)."""
+    table = kernel.symbol("migratetype_names")
+    return tuple(
+        kernel.space.cstring(VirtAddr(kernel.space.u64(VirtAddr(table + index * kernel.pointer_size))), 32)
+        for index in range(_migratetype_count(kernel))
+    )
+
+
+def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
+    """Every block on a buddy free list, by PFN, as FREE_BLOCK rows.
+
+    Blocks are found by their page_type; which list each is on comes from following all lists at once. A CPU
+    that was stopped inside the allocator may hold one block between lists: it is left out. Raises CorruptGuest
+    where more blocks than CPUs are on no list.
+    """
+    lists_ = _free_lists(kernel)
+    pfns = _buddy_pfns(memmap)
+    links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
+    following, _ = kernel.space.gather(links, np.dtype(np.uint64))
+    ends = _follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
+    lost = ends < 0
+    if lost.sum() > len(kernel.online_cpus()):
+        raise CorruptGuest(f"{lost.sum()} free blocks are on no free list; the first is PFN {int(pfns[lost][0]):#x}")
+    blocks = np.empty(int((~lost).sum()), FREE_BLOCK)
+    blocks["pfn"] = pfns[~lost]
+    for name in ("order", "migratetype", "node", "zone"):
+        blocks[name] = np.array([getattr(each, name) for each in lists_])[ends[~lost]]
+    return blocks
+
+
+def per_cpu_pages(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
+    """Every block on a per-CPU free list, as PCP_PAGE rows. Raises CorruptGuest where a list does not end."""
+    link = kernel.types.offsetof("page", "lru")
+    rows: list[tuple[int, ...]] = []
+    for node, index, zone in _populated(kernel):
+        for cpu, pcp in zones.per_cpu_lists(zone):
+            for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp)):
+                for at in lists.nodes(kernel, pcp.addr(f"lists[{slot}]"), _PCP_LIMIT):
+                    rows.append((memmap.pfn(VirtAddr(at - link)), order, migratetype, node, index, cpu))
+    return np.array(rows, dtype=PCP_PAGE)
+
+
+def counts(blocks: NDArray[np.void], zone: zones.Zone, migratetype_count: int) -> NDArray[np.int64]:
+    """Blocks of one zone by migratetype (rows) and order (columns): the table of /proc/pagetypeinfo."""
+    orders = len(zone.free_by_order)
+    chosen = blocks[(blocks["node"] == zone.node) & (blocks["zone"] == zone.index)]
+    flat = chosen["migratetype"].astype(np.int64) * orders + chosen["order"]
+    return np.bincount(flat, minlength=migratetype_count * orders).reshape(migratetype_count, orders)
+
+
+def _populated(kernel: Kernel) -> Iterator[tuple[int, int, StructView]]:
+    for zone in zones.zones(kernel):
+        if zone.populated:
+            yield zone.node, zone.index, kernel.view("zone", zone.address)
+
+
+def _migratetype_count(kernel: Kernel) -> int:
+    return kernel.types.enum("migratetype")["MIGRATE_TYPES"]
+
+
+def _free_lists(kernel: Kernel) -> list[_FreeList]:
+    return [
+        _FreeList(node, index, order, migratetype, zone.addr(f"free_area[{order}].free_list[{migratetype}]"))
+        for node, index, zone in _populated(kernel)
+        for order in range(kernel.types.field("zone", "free_area").type.count)
+        for migratetype in range(_migratetype_count(kernel))
+    ]
+
+
+def _buddy_pfns(memmap: MemMap) -> NDArray[np.uint64]:
+    # ~PG_buddy up to 6.11; PGTY_buddy << 24 since 4ffca5a96678 (6.12): VMCOREINFO has either under one name.
+    mark = np.uint32(memmap.kernel.vmcoreinfo.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF)
+    found = [
+        np.flatnonzero(memmap.column(first, end, "page_type", "<u4") == mark).astype(np.uint64) + np.uint64(first)
+        for first, end in memmap.runs
+    ]
+    return np.concatenate(found)
+
+
+def _follow(
+    links: NDArray[np.uint64], following: NDArray[np.uint64], heads: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """For each link the index of the head that its chain of pointers ends in; -1 where it ends nowhere or loops.
+
+    Each round doubles how far every link sees, so that a million links take twenty rounds and a loop cannot hold us.
+    """
+    every = np.concatenate((links, heads))
+    order = np.argsort(every)
+    places = np.minimum(np.searchsorted(every, following, sorter=order), every.size - 1)
+    lost = every.size
+    step = np.arange(every.size + 1)
+    step[: links.size] = np.where(every[order[places]] == following, order[places], lost)
+    for _ in range(links.size.bit_length() + 1):
+        step = step[step]
+    ends = step[: links.size]
+    return np.where((ends >= links.size) & (ends < lost), ends - links.size, -1)
+
+
+def _pcp_slots(kernel: Kernel, pcp: StructView) -> list[tuple[int, int]]:
+    """(order, migratetype) of each list. Since 44042b449872 (5.14) one for each pair; before, order 0 only."""
+    kinds = kernel.types.enum("migratetype")["MIGRATE_PCPTYPES"]
+    slots = kernel.types.field(pcp.type.name, "lists").type.count
+    huge = slots - _PCP_ORDERS * kinds
+    if huge < 0:
+        return [(0, slot) for slot in range(slots)]
+    levels = kernel.space.format.levels
+    huge_order = levels[-2].shift - levels[-1].shift
+    movable = kernel.types.enum("migratetype")["MIGRATE_MOVABLE"]
+    # One list of huge pages at first; bf14ed81f571 (6.10) gave the movable ones a list of their own.
+    huge_slots = [(huge_order, movable)] if huge == 1 else [(huge_order, 0), (huge_order, movable)][:huge]
+    return [divmod(slot, kinds) for slot in range(_PCP_ORDERS * kinds)] + huge_slots

@@ -1,0 +1,46 @@
+"""What runs where: each CPU's current task, and which page tables its CR3 names."""
+
+from __future__ import annotations
+
+from inspector.errors import KernelError
+from inspector.symbols import Kernel, StructView
+from inspector.units import PhysAddr, VirtAddr
+
+_PTI_WORD, _PTI_BIT = 7, 11  # X86_FEATURE_PTI, arch/x86/include/asm/cpufeatures.h
+_PTI_USER = 1 << 12  # PTI_PGTABLE_SWITCH_BIT is PAGE_SHIFT, arch/x86/include/asm/processor-flags.h
+_MAX_COMM = 16
+
+
+def page_table_isolation(kernel: Kernel) -> bool:
+    """Whether each mm has two roots, one for user mode that maps little of the kernel (KPTI)."""
+    if not kernel.types.has("cpuinfo_x86", f"x86_capability[{_PTI_WORD}]"):
+        return False
+    cpu = kernel.variable("cpuinfo_x86", "boot_cpu_data")
+    return bool(cpu.int(f"x86_capability[{_PTI_WORD}]") >> _PTI_BIT & 1)
+
+
+def user_root(kernel: Kernel, root: PhysAddr) -> PhysAddr | None:
+    """The root that the MMU uses in user mode for an mm with this kernel root; None where they are one."""
+    return PhysAddr(root | _PTI_USER) if page_table_isolation(kernel) else None
+
+
+def root_kind(kernel: Kernel, root: PhysAddr) -> str:
+    """What a CR3 names: `kernel and user` without KPTI; with it `kernel` or `user`."""
+    if not page_table_isolation(kernel):
+        return "kernel and user"
+    return "user" if root & _PTI_USER else "kernel"
+
+
+def current_task(kernel: Kernel, cpu: int) -> StructView:
+    """The struct task_struct that the CPU runs. Raises KernelError where the kernel keeps it in no known place."""
+    if kernel.types.has("pcpu_hot", "current_task"):  # e57ef2ed97c1 (6.2), gone again in 6.15
+        hot = kernel.view("pcpu_hot", kernel.per_cpu("pcpu_hot", cpu))
+        task = hot.deref("current_task")
+    elif kernel.symbols.has("current_task"):
+        pointer = kernel.space.u64(kernel.per_cpu("current_task", cpu))
+        task = kernel.view("task_struct", VirtAddr(pointer)) if pointer else None
+    else:
+        task = None
+    if task is None:
+        raise KernelError(f"CPU {cpu} has no current task")
+    return task

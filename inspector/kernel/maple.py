@@ -1,0 +1,82 @@
+"""Maple trees (include/linux/maple_tree.h, lib/maple_tree.c; new in 6.1, commit 54a611b60590)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inspector.errors import CorruptGuest
+from inspector.symbols import Kernel, StructView
+from inspector.units import VirtAddr
+
+_NODE_MASK = 0xFF  # nodes are 256-byte aligned; the low byte of a node pointer holds its type
+_TYPE_SHIFT, _TYPE_MASK = 3, 0xF
+_MAX_DEPTH = 31  # MAPLE_HEIGHT_MAX
+_MAX_NODES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One range of the tree: indices `first` to `last` inclusive, and the pointer stored for them."""
+
+    first: int
+    last: int
+    value: VirtAddr
+
+
+def entries(tree: StructView) -> Iterator[Entry]:
+    """Every stored range of a struct maple_tree in order; gaps are left out.
+
+    Raises CorruptGuest where nodes loop, lie too deep, or have a type that does not exist.
+    """
+    root = tree.ptr("ma_root")
+    top = tree.kernel.pointer_mask
+    if _is_node(root):
+        yield from _Walk(tree.kernel).node(root, 0, top, 0)
+    elif root:
+        yield Entry(0, 0, root)  # a tree with one entry keeps it in the root pointer
+
+
+def _is_node(pointer: int) -> bool:
+    return pointer & 3 == 2 and pointer > 4096  # xa_is_node(), include/linux/xarray.h
+
+
+class _Walk:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        types = kernel.types.enum("maple_type")
+        # Both kinds of range node have the same layout; the one with gaps has fewer slots.
+        plain, gaps = self._layout("maple_range_64"), self._layout("maple_arange_64")
+        self.layouts = {types["maple_leaf_64"]: plain, types["maple_range_64"]: plain, types["maple_arange_64"]: gaps}
+        self.leaves = {types["maple_leaf_64"]}
+        self.visited = 0
+
+    def _layout(self, name: str) -> tuple[int, int, int]:
+        slot = self.kernel.types.field(name, "slot")
+        return self.kernel.types.offsetof(name, "pivot"), slot.offset, slot.type.count
+
+    def node(self, encoded: int, low: int, high: int, depth: int) -> Iterator[Entry]:
+        kind = encoded >> _TYPE_SHIFT & _TYPE_MASK
+        self.visited += 1
+        if kind not in self.layouts or depth > _MAX_DEPTH or self.visited > _MAX_NODES:
+            raise CorruptGuest(f"maple node {encoded:#x} at depth {depth} is not a node: type {kind}")
+        pivot_at, slot_at, slots = self.layouts[kind]
+        raw = self.kernel.space.read(VirtAddr(encoded & ~_NODE_MASK), _NODE_MASK + 1)
+        size = self.kernel.pointer_size
+        words = [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
+        for index in range(slots):
+            last = words[pivot_at // size + index] if index < slots - 1 else high
+            if last == 0 and index:  # an unused pivot: this slot takes the rest
+                last = high
+            if not low <= last <= high:
+                raise CorruptGuest(f"maple node {encoded:#x}: pivot {last:#x} outside {low:#x}-{high:#x}")
+            value = words[slot_at // size + index]
+            if kind not in self.leaves:
+                if not _is_node(value):
+                    raise CorruptGuest(f"maple node {encoded:#x}: slot {index} holds {value:#x}, not a node")
+                yield from self.node(value, low, last, depth + 1)
+            elif value:
+                yield Entry(low, last, VirtAddr(value))
+            if last == high:
+                return
+            low = last + 1

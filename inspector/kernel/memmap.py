@@ -1,0 +1,100 @@
+"""mem_map: which PFNs have a struct page, and all of them as one array (include/linux/mmzone.h, SPARSEMEM_VMEMMAP)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import CorruptGuest, NoSuchFrame
+from inspector.symbols import Kernel, StructView
+from inspector.units import Pfn, VirtAddr
+
+_HAS_MEM_MAP = 1 << 1  # SECTION_HAS_MEM_MAP
+_MAX_SECTIONS = 1 << 20
+
+
+class MemMap:
+    """The kernel's struct page array. Sections come and go only with memory hotplug: build it anew for each question."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.page_size: int = kernel.space.format.page_size
+        self.struct_size = kernel.types.sizeof("page")
+        self.base = kernel.vmemmap_base
+
+    @cached_property
+    def pages_per_section(self) -> int:
+        """PFNs in one section (C: PAGES_PER_SECTION)."""
+        return (1 << self.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")) // self.page_size
+
+    @cached_property
+    def runs(self) -> tuple[tuple[Pfn, Pfn], ...]:
+        """Runs of PFNs with a struct page: (first, end exclusive), in order; between them lie holes."""
+        present = np.flatnonzero(self._present_sections())
+        if not present.size:
+            raise CorruptGuest("no memory section is present: mem_section is not set up or not readable")
+        breaks = np.flatnonzero(np.diff(present) > 1)
+        firsts = present[np.concatenate(([0], breaks + 1))] * self.pages_per_section
+        lasts = (present[np.concatenate((breaks, [present.size - 1]))] + 1) * self.pages_per_section
+        return tuple((Pfn(int(a)), Pfn(int(b))) for a, b in zip(firsts, lasts, strict=True))
+
+    @property
+    def end(self) -> Pfn:
+        """One past the last PFN with a struct page."""
+        return self.runs[-1][1]
+
+    def has(self, pfn: Pfn) -> bool:
+        """Whether the PFN has a struct page (C: pfn_valid)."""
+        return any(first <= pfn < end for first, end in self.runs)
+
+    def address(self, pfn: Pfn) -> VirtAddr:
+        """Where a PFN's struct page lies (C: pfn_to_page). Raises NoSuchFrame."""
+        if not self.has(pfn):
+            runs = ", ".join(f"{a:#x}-{b - 1:#x}" for a, b in self.runs)
+            raise NoSuchFrame(f"PFN {pfn:#x} has no struct page; this guest has {runs}")
+        return VirtAddr(self.base + pfn * self.struct_size)
+
+    def addresses(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Where the struct pages of many PFNs lie; the PFNs are taken as they are."""
+        return np.uint64(self.base) + pfns * np.uint64(self.struct_size)
+
+    def pfn(self, page: VirtAddr) -> Pfn:
+        """The PFN whose struct page lies at, or holds, this address (C: page_to_pfn). Raises NoSuchFrame."""
+        pfn = Pfn((page - self.base) // self.struct_size)
+        if not self.has(pfn):
+            raise NoSuchFrame(f"no struct page at {page:#x}")
+        return pfn
+
+    def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
+        """One member of every struct page from `first` to `end` exclusive, in place where memory lies in a row."""
+        offset = self.kernel.types.offsetof("page", path)
+        raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
+        width = np.dtype(dtype).itemsize
+        return raw.reshape(end - first, self.struct_size)[:, offset : offset + width].view(dtype)[:, 0]
+
+    def view(self, pfn: Pfn) -> StructView:
+        """A PFN's struct page. Raises NoSuchFrame."""
+        return self.kernel.view("page", self.address(pfn))
+
+    def _present_sections(self) -> NDArray[np.bool_]:
+        """SECTION_HAS_MEM_MAP of each section; mem_section is an array of pointers to a page of sections each."""
+        kernel = self.kernel
+        size = kernel.types.sizeof("mem_section")
+        per_root = self.page_size // size
+        roots_at = VirtAddr(kernel.word("mem_section"))
+        roots_count = kernel.vmcoreinfo.length("mem_section")
+        if not 0 < roots_count * per_root <= _MAX_SECTIONS * per_root:
+            raise CorruptGuest(f"mem_section has {roots_count} roots")
+        roots = kernel.space.array(roots_at, roots_count * kernel.pointer_size).view(np.uint64)
+        used = np.flatnonzero(roots)
+        present = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), dtype=np.bool_)
+        at = kernel.types.offsetof("mem_section", "section_mem_map")
+        for root in used:
+            page = kernel.space.array(VirtAddr(int(roots[root])), per_root * size)
+            maps = np.ascontiguousarray(page.reshape(per_root, size)[:, at : at + 8]).view(np.uint64)[:, 0]
+            present[root] = (maps & _HAS_MEM_MAP) != 0
+        return present.ravel()
+

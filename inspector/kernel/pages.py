@@ -1,0 +1,149 @@
+"""One page frame: all that its struct page says (include/linux/mm_types.h, include/linux/page-flags.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inspector.errors import NoSuchField
+from inspector.kernel.memmap import MemMap
+from inspector.kernel.zones import Zone, zones
+from inspector.symbols import Kernel, StructView
+from inspector.units import Pfn, VirtAddr
+
+_MAPPING_KINDS = {0: "file", 1: "anon", 2: "movable", 3: "ksm"}  # PAGE_MAPPING_FLAGS
+_TYPED = 0x80000000  # a page_type's top bit: the word is a type, not a mapcount
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A struct page. `mapcount` counts user page table entries of this very page; None where the word holds a type.
+
+    `mapping_kind` says what `mapping` points to: `file` (struct address_space), `anon` (struct anon_vma), `ksm`,
+    `movable`. `head` is the first PFN of the compound page or folio that the page belongs to, itself where it
+    belongs to none, and `order` that one's size: 2**order pages.
+    """
+
+    pfn: Pfn
+    address: VirtAddr
+    flags: int
+    flag_names: tuple[str, ...]
+    refcount: int
+    mapcount: int | None
+    page_type: str | None
+    mapping: VirtAddr
+    mapping_kind: str | None
+    index: int
+    private: int
+    head: Pfn
+    order: int
+    zone: str | None
+    node: int | None
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether the page is a compound page's, but not its first."""
+        return self.head != self.pfn
+
+    @property
+    def compound(self) -> bool:
+        """Whether the page belongs to a compound page (a folio of more than one page)."""
+        return self.is_tail or self.order > 0
+
+
+def flag_bits(kernel: Kernel) -> dict[str, int]:
+    """The bit of each page flag, PG_ left out; of several names for one bit the first (C: enum pageflags)."""
+    bits: dict[int, str] = {}
+    for name, bit in kernel.types.enum("pageflags").items():
+        if name.startswith("PG_"):
+            bits.setdefault(bit, name.removeprefix("PG_"))
+    return {name: bit for bit, name in bits.items() if bit < kernel.types.enum("pageflags")["__NR_PAGEFLAGS"]}
+
+
+def flags_path(kernel: Kernel) -> str:
+    """The member that holds a struct page's flags: memdesc_flags_t since 53fbef56e07d (6.18), a plain word before."""
+    return "flags.f" if kernel.types.has("page", "flags.f") else "flags"
+
+
+def page(kernel: Kernel, pfn: Pfn) -> Page:
+    """Read one struct page. Raises NoSuchFrame where the PFN has none."""
+    memmap = MemMap(kernel)
+    view = memmap.view(pfn)
+    flags = view.int(flags_path(kernel))
+    bits = flag_bits(kernel)
+    compound_head = view.ptr("compound_head")
+    head = memmap.pfn(VirtAddr(compound_head - 1)) if compound_head & 1 else pfn
+    word = view.int("page_type") & 0xFFFFFFFF
+    typed = _is_typed(word)
+    mapping = view.ptr("mapping")
+    zone = _zone_of(kernel, pfn)
+    return Page(
+        pfn=pfn,
+        address=view.address,
+        flags=flags,
+        flag_names=tuple(name for name, bit in bits.items() if flags >> bit & 1),
+        refcount=view.int("_refcount.counter"),
+        mapcount=None if typed else view.int("_mapcount.counter") + 1,
+        page_type=_type_name(kernel, word) if typed else None,
+        mapping=VirtAddr(mapping & ~3),
+        mapping_kind=_MAPPING_KINDS[mapping & 3] if mapping and not typed and head == pfn else None,
+        index=_index(view),
+        private=view.int("private"),
+        head=head,
+        order=_order(kernel, memmap, head, bits),
+        zone=zone.name if zone else None,
+        node=zone.node if zone else None,
+    )
+
+
+def _is_typed(word: int) -> bool:
+    # A mapcount of none is -1; a type has its top bits set too, but not all of them.
+    return bool(word & _TYPED) and word != 0xFFFFFFFF
+
+
+def _type_name(kernel: Kernel, word: int) -> str:
+    if kernel.types.has("pagetype"):  # 4ffca5a96678 (6.12): the top byte is the type, an enum
+        for name, value in kernel.types.enum("pagetype").items():
+            if value == word >> 24:
+                return name.removeprefix("PGTY_")
+    for name in ("BUDDY", "OFFLINE"):
+        number = kernel.vmcoreinfo.numbers.get(f"PAGE_{name}_MAPCOUNT_VALUE")
+        if number is not None and number & 0xFFFFFFFF == word:
+            return name.lower()
+    # Bits that are clear in the word, before 6.12: macros of include/linux/page-flags.h.
+    for name, bit in (("table", 0x200), ("guard", 0x400)):
+        if not word & bit:
+            return name
+    return f"{word:#x}"
+
+
+def _index(view: StructView) -> int:
+    try:
+        return view.int("index")
+    except NoSuchField:  # acc53a0b4c15 (6.16): kept for the folio alone
+        return view.int("__folio_index")
+
+
+def _order(kernel: Kernel, memmap: MemMap, head: Pfn, bits: dict[str, int]) -> int:
+    view = memmap.view(head)
+    if not view.int(flags_path(kernel)) >> bits["head"] & 1:
+        buddy = kernel.vmcoreinfo.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF
+        return view.int("private") if view.int("page_type") & 0xFFFFFFFF == buddy else 0
+    return compound_order(memmap.kernel, view.address, memmap.struct_size)
+
+
+def compound_order(kernel: Kernel, head: VirtAddr, struct_size: int) -> int:
+    """The order of a compound page, kept in its first tail page."""
+    folio = kernel.view("folio", head) if kernel.types.has("folio") else None
+    if folio is not None and folio.has("_flags_1.f"):
+        return folio.int("_flags_1.f") & 0xFF
+    tail = kernel.view("page", VirtAddr(head + struct_size))
+    if tail.has("compound_order"):
+        return tail.int("compound_order")
+    if folio is not None and folio.has("_folio_order"):
+        return folio.int("_folio_order")
+    # ebc1baf5c9b4 (6.6): the low byte of the first tail page's flags.
+    return tail.int("flags") & 0xFF
+
+
+def _zone_of(kernel: Kernel, pfn: Pfn) -> Zone | None:
+    return next((zone for zone in zones(kernel) if zone.start_pfn <= pfn < zone.end_pfn), None)

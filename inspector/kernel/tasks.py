@@ -1,0 +1,123 @@
+"""Tasks and threads (include/linux/sched.h, struct task_struct)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.arch import AddressSpace, Walk
+from inspector.errors import NoSuchTask
+from inspector.kernel import lists, vmas
+from inspector.kernel.mm import Mm
+from inspector.symbols import Kernel, StructView
+from inspector.units import VirtAddr, printable
+
+# Bits of task_struct.__state and .exit_state, include/linux/sched.h; the letters are fs/proc/array.c's.
+_STATE_LETTERS = "RSDTtXZPI"
+_TASK_REPORT = 0x7F
+_TASK_IDLE = 0x402  # TASK_UNINTERRUPTIBLE | TASK_NOLOAD
+_TASK_RTLOCK_WAIT = 0x1000
+_PF_KTHREAD = 0x00200000
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A thread as the kernel knows it; the leader of its group where pid == tgid.
+
+    `state` is the letter that ps shows; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest
+    address; `mm` is None for a kernel thread. `address` is the struct task_struct's.
+    """
+
+    pid: int
+    tgid: int
+    ppid: int
+    comm: str
+    state: str
+    uid: int
+    cpu: int
+    threads: int
+    kernel_thread: bool
+    stack: VirtAddr
+    address: VirtAddr
+    mm: Mm | None = field(repr=False)
+    kernel: Kernel = field(repr=False, compare=False)
+
+    def vmas(self) -> list[vmas.Vma]:
+        """The mapped ranges of the address space, in order; none for a kernel thread. Raises CorruptGuest."""
+        return vmas.vmas(self.mm) if self.mm else []
+
+    @property
+    def space(self) -> AddressSpace:
+        """The address space that the task's CPU walks: its own page tables, or the kernel's for a kernel thread."""
+        if self.mm is None:
+            return self.kernel.space
+        return AddressSpace(self.kernel.memory, self.kernel.space.format, self.mm.pgd)
+
+    def walk(self, va: VirtAddr) -> Walk:
+        """Follow an address through the task's page tables, level by level."""
+        return self.space.walk(va)
+
+    def mappings(self) -> NDArray[np.void]:
+        """Every leaf entry of the user half, by address, as arch.MAPPING rows; empty for a kernel thread."""
+        return self.space.scan(VirtAddr(0), self.kernel.space.format.user_end if self.mm else VirtAddr(0))
+
+
+def tasks(kernel: Kernel, threads: bool = False) -> list[Task]:
+    """Every process by PID, kernel threads included; with `threads` every thread of each. Raises CorruptGuest."""
+    return sorted((_task(view) for view in _views(kernel, threads)), key=lambda task: task.pid)
+
+
+def task(kernel: Kernel, pid: int) -> Task:
+    """The process or thread with that PID (TID). Raises NoSuchTask."""
+    for view in _views(kernel, threads=True):
+        if view.int("pid") == pid:
+            return _task(view)
+    raise NoSuchTask(f"no task has PID {pid}; `kmi report` lists them")
+
+
+def _views(kernel: Kernel, threads: bool) -> Iterator[StructView]:
+    init = kernel.variable("task_struct", "init_task")
+    for leader in lists.entries(kernel, init.addr("tasks"), "task_struct", "tasks"):
+        signal = leader.deref("signal") if threads else None
+        if signal is None:
+            yield leader
+            continue
+        yield from lists.entries(kernel, signal.addr("thread_head"), "task_struct", "thread_node")
+
+
+def _task(view: StructView) -> Task:
+    kernel = view.kernel
+    signal, mm, parent = view.deref("signal"), view.deref("mm"), view.deref("real_parent")
+    # bcf9033e5449 (5.16) moved the CPU back into thread_info.
+    cpu = view.int("thread_info.cpu" if view.has("thread_info.cpu") else "cpu")
+    cred = view.deref("cred")
+    return Task(
+        pid=view.int("pid"),
+        tgid=view.int("tgid"),
+        ppid=parent.int("tgid") if parent else 0,
+        comm=printable(view.text("comm")),
+        state=_state(view),
+        uid=cred.int("uid.val") if cred else 0,
+        cpu=cpu,
+        threads=signal.int("nr_threads") if signal else 1,
+        kernel_thread=bool(view.int("flags") & _PF_KTHREAD),
+        stack=view.ptr("stack"),
+        address=view.address,
+        mm=Mm.read(mm) if mm else None,
+        kernel=kernel,
+    )
+
+
+def _state(view: StructView) -> str:
+    # 2f064a59a11f (5.14) renamed state to __state.
+    state = view.int("__state" if view.has("__state") else "state")
+    if state & _TASK_IDLE == _TASK_IDLE:
+        return "I"
+    if state & _TASK_RTLOCK_WAIT:
+        return "D"
+    return _STATE_LETTERS[((state | view.int("exit_state")) & _TASK_REPORT).bit_length()]
+
+
