@@ -1,31 +1,124 @@
-"""Attach: from a guest's memory and one CPU's registers to a Kernel with names and types."""
+"""Attach: from a guest's memory and the registers of its CPUs to a Kernel with names and types."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from inspector.arch import AddressSpace
-from inspector.errors import BadFormat, NoSuchSymbol
+from inspector.errors import BadFormat, NoSuchSymbol, OutsideRam, PageFault
 from inspector.memory import PhysicalMemory
+from inspector.symbols import profile as profiles
 from inspector.symbols.btf import Btf
 from inspector.symbols.kallsyms import KallsymsTables, read_kallsyms
 from inspector.symbols.kernel import Kernel
-from inspector.symbols.locate import CpuState, locate
+from inspector.symbols.locate import CpuState, KernelLocation, locate
+from inspector.symbols.profile import Profile
 from inspector.symbols.table import SymbolTable
-from inspector.units import VirtAddr
+from inspector.symbols.types import TypeTable
 
 
 def attach(
-    memory: PhysicalMemory, cpu: CpuState, *, cache: Path | None = None, vmlinux: Path | None = None
+    memory: PhysicalMemory,
+    cpus: CpuState | Sequence[CpuState],
+    *,
+    cache: Path | None = None,
+    vmlinux: Path | None = None,
 ) -> Kernel:
-    """The Linux kernel that `cpu` runs. Raises BadFormat where there is none to be found or read."""
-    place = locate(memory, cpu)
-    info = place.vmcoreinfo
+    """The Linux kernel that the CPUs run: the first of them that leads to it is enough.
+
+    `cache` is a folder that keeps profiles; `vmlinux` an ELF file whose names and types are taken instead.
+    The guest should stand still. Raises BadFormat where no kernel is found or it cannot be read, UsageError
+    where the vmlinux is another kernel's.
+    """
+    clock = _Clock()
+    place = _locate(memory, cpus)
+    clock.lap("locate")
     space = AddressSpace(memory, place.format, place.root)
-    tables = KallsymsTables.from_vmcoreinfo(info)
-    symbols = SymbolTable(
-        read_kallsyms(space, tables, ("_stext", info.symbol("_stext")), info.kaslr_offset), info.kaslr_offset
-    )
-    start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
-    types = Btf(space.array(start, stop - start), pointer_size=space.format.pointer_size)
-    return Kernel(memory, space, symbols, types, info)
+    info = place.vmcoreinfo
+    if vmlinux is not None:
+        symbols, types = _from_vmlinux(place, space, vmlinux)
+        clock.lap("vmlinux")
+        return Kernel(memory, space, symbols, types, info, profile="vmlinux", phases=clock.laps)
+    path = profiles.profile_path(cache, info.build_id) if cache and info.build_id else None
+    kept = profiles.load(path) if path else None
+    clock.lap("profile")
+    if kept:
+        try:
+            symbols = SymbolTable(kept.symbols, info.kaslr_offset)
+            types = Btf(kept.btf, starts=kept.btf_starts, pointer_size=space.format.pointer_size)
+            if symbols.address("_stext") == info.symbol("_stext"):
+                clock.lap("index")
+                return Kernel(memory, space, symbols, types, info, profile="warm", phases=clock.laps)
+        except (BadFormat, NoSuchSymbol):
+            pass  # the file is whole but wrong: build it anew
+    symbols = _kallsyms(place, space)
+    clock.lap("kallsyms")
+    types = _btf(symbols, space)
+    clock.lap("BTF")
+    if path:
+        profiles.save(path, Profile(symbols.arrays, types.data, types.starts))
+        clock.lap("save")
+    return Kernel(memory, space, symbols, types, info, profile="cold", phases=clock.laps)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _locate(memory: PhysicalMemory, cpus: CpuState | Sequence[CpuState]) -> KernelLocation:
+    failure: BadFormat | None = None
+    for cpu in cpus if isinstance(cpus, Sequence) else (cpus,):
+        try:
+            return locate(memory, cpu)
+        except BadFormat as error:  # a CPU that the kernel has not brought up leads nowhere; another may
+            failure = failure or error
+    raise failure or BadFormat("no Linux kernel found: the guest has no CPU")
+
+
+def _kallsyms(place: KernelLocation, space: AddressSpace) -> SymbolTable:
+    info = place.vmcoreinfo
+    try:
+        tables = KallsymsTables.from_vmcoreinfo(info)
+        arrays = read_kallsyms(space, tables, ("_stext", info.symbol("_stext")), info.kaslr_offset)
+    except NoSuchSymbol as error:
+        raise BadFormat(
+            f"{info.osrelease} does not say where its kallsyms are (kernels from 6.0 do); give its vmlinux"
+        ) from error
+    except (PageFault, OutsideRam) as error:
+        raise BadFormat(f"the kernel's kallsyms cannot be read: {error}") from error
+    return SymbolTable(arrays, info.kaslr_offset)
+
+
+def _btf(symbols: SymbolTable, space: AddressSpace) -> Btf:
+    try:
+        start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
+        # A copy: the types must outlive the mapping of the guest's RAM.
+        return Btf(space.read(start, max(stop - start, 0)), pointer_size=space.format.pointer_size)
+    except NoSuchSymbol as error:
+        raise BadFormat("this kernel carries no BTF (CONFIG_DEBUG_INFO_BTF=n); give its vmlinux") from error
+    except (PageFault, OutsideRam) as error:
+        raise BadFormat(f"the kernel's BTF cannot be read: {error}") from error
+
+
+def _from_vmlinux(place: KernelLocation, space: AddressSpace, path: Path) -> tuple[SymbolTable, TypeTable]:
+    """Names and types of the file; what it lacks comes from the guest."""
+    from inspector.symbols.elf import Vmlinux  # few need pyelftools
+
+    info = place.vmcoreinfo
+    file = Vmlinux(path)
+    file.check_build_id(info.build_id)
+    arrays = file.symbols()
+    symbols = SymbolTable(arrays, info.kaslr_offset) if arrays else _kallsyms(place, space)
+    if symbols.address("_stext") != info.symbol("_stext"):
+        raise BadFormat(
+            f"{path} puts _stext elsewhere than the running kernel: it is another kernel's vmlinux"
+        )
+    return symbols, file.types() or _btf(symbols, space)

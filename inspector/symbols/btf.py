@@ -1,8 +1,8 @@
 """BTF, the BPF Type Format: the kernel's C types as the kernel itself carries them.
 
-Source: include/uapi/linux/btf.h, Documentation/bpf/btf.rst. The kind takes 7 bits and vlen 24 since 7.1 (kernel
-commit "bpf: Extend BTF UAPI vlen, kinds to use unused bits"); the bits were zero before, so the wide masks read both.
-7.1 also adds a layout section, which gives the sizes of kinds that a reader does not know.
+Source: include/uapi/linux/btf.h, Documentation/bpf/btf.rst. Since 7.1 ("bpf: Extend
+BTF UAPI vlen, kinds to use unused bits") the kind takes 7 bits and vlen 24; the bits were zero before, so the wide
+masks read both. 7.1 also adds a layout section, which gives the sizes of kinds that a reader does not know.
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ class Function:
 class Btf(TypeTable):
     """The types of one BTF blob; with `base`, those that a module adds to the kernel's.
 
-    `starts` is the place of every type, as `index` gave it for the same data before. Raises BadFormat.
+    `starts` is the word where each type begins, as an earlier Btf of the same data found it.
+    Raises BadFormat.
     """
 
     def __init__(
         self,
-        data: bytes | memoryview | NDArray[np.uint8],
+        data: bytes | NDArray[np.uint8],
         base: Btf | None = None,
         *,
         starts: NDArray[np.uint32] | None = None,
@@ -106,7 +107,8 @@ class Btf(TypeTable):
         super().__init__()
         self.base = base
         self.pointer_size = pointer_size
-        view = memoryview(data).cast("B")
+        self.data = np.frombuffer(data, np.uint8)
+        view = memoryview(self.data)
         types, strings, layout = _sections(view)
         self._words = np.frombuffer(view[types], "<u4")
         self._strings = bytes(view[strings])
@@ -136,7 +138,7 @@ class Btf(TypeTable):
         return self._found[name]
 
     def members(self, type_: Type) -> tuple[Member, ...]:
-        """What a struct or union declares. One that is only declared is looked up by its name. Raises NoSuchType."""
+        """What a struct or union declares; one without a body is looked up by name. Raises NoSuchType."""
         owner, kind, vlen, flag, at = self._head(type_.id)
         if kind is BtfKind.FWD:
             return self.members(self.find(f"{'union' if flag else 'struct'} {type_.name}"))
@@ -302,7 +304,7 @@ def _value(words: list[int], signed: bool) -> int:
 
 
 def _sections(view: memoryview) -> tuple[slice, slice, dict[int, tuple[int, int]]]:
-    """Where the types and the strings are, and the sizes of kinds that the layout section adds. Raises BadFormat."""
+    """Where the types and strings are, and the sizes of kinds that the layout section adds."""
     if len(view) < _HEADER.size:
         raise BadFormat("BTF: too short for its header")
     magic, version, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(view)
@@ -345,7 +347,9 @@ def _index(words: NDArray[Any], layout: dict[int, tuple[int, int]]) -> NDArray[n
         info = values[at + 1]
         kind = info >> 24 & 0x7F
         if fixed[kind] < 0:
-            raise BadFormat(f"BTF: type {len(starts)} is of the unknown kind {kind}, whose size nothing tells")
+            raise BadFormat(
+                f"BTF: type {len(starts)} is of the unknown kind {kind}, whose size nothing tells"
+            )
         at += 3 + fixed[kind] + element[kind] * (info & 0xFFFFFF)
     if at != end:
         raise BadFormat("BTF: the last type runs past the end of the types")

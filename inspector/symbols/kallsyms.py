@@ -1,18 +1,18 @@
 """The kernel's own symbol table, kallsyms, read out of guest memory.
 
 Source: kernel/kallsyms.c, scripts/kallsyms.c. What the readers must know of its history:
-- names: a length byte, then that many indices into a table of 256 tokens; the first letter is the symbol's kind.
+- names: a length byte, then that many indices into 256 tokens; the first letter is the symbol's kind.
   A length over 127 takes two bytes since 6.1 (commit 73bbb94466fd).
-- 4.6 (commit 2213e9a66bb8): 32-bit offsets from kallsyms_relative_base; with per-CPU symbols absolute, offsets
-  at or above zero are absolute values and negative ones count down from the base less one.
-- 6.0 (commit 5fd8fea935a1): VMCOREINFO names the tables, so their order, which 6.2 and 6.4 changed, is no matter.
+- 4.6 (commit 2213e9a66bb8): 32-bit offsets from kallsyms_relative_base; with per-CPU symbols absolute,
+  offsets from zero up are absolute values and negative ones count down from the base less one.
+- 6.0 (commit 5fd8fea935a1): VMCOREINFO names the tables: their order, which 6.2 and 6.4 changed, is no matter.
 - 6.11 (commit 64e166099b69): whole addresses are gone.  6.15 (commit 01157ddc58dc): absolute per-CPU is gone.
 - 7.0 (commit a081b5789255): no base; an offset counts from its own place in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ _TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class KallsymsTables:
-    """Where the tables lie. `offsets` holds 32-bit offsets, `addresses` whole addresses: a kernel has one of them."""
+    """Where the tables lie; a kernel has either 32-bit `offsets` or whole `addresses`."""
 
     num_syms: VirtAddr
     names: VirtAddr
@@ -67,58 +67,43 @@ def read_kallsyms(
 ) -> SymbolArrays:
     """The whole table, with link-time addresses.
 
-    `known` is a symbol whose running address is certain (`_stext`): the encoding of addresses that gives it
-    is the right one. Raises BadFormat where none does or a table is corrupt, PageFault where one is not mapped.
+    `known` is a symbol whose running address is certain (`_stext`): the way of holding addresses that gives
+    it is the right one. Raises BadFormat where none does or a table is corrupt; PageFault, OutsideRam.
     """
     count = space.u32(tables.num_syms)
     if not 0 < count <= _MAX_SYMBOLS:
         raise BadFormat(f"kallsyms is corrupt: it claims {count} symbols")
     names, kinds = _names(space, tables, count)
-    for encoding, absolute in _encodings(space, tables, count):
-        addresses = encoding()
+    for addresses, absolute in _addresses(space, tables, count):
         rows = np.flatnonzero(addresses == np.uint64(known[1])).tolist()
         if any(names[row] == known[0].encode() for row in rows):
-            break
-    else:
-        raise BadFormat(f"kallsyms: no known layout puts {known[0]} at {known[1]:#x}, where VMCOREINFO has it")
-    moved = ~absolute(addresses)
-    floor = int(addresses[moved].min()) - kaslr_offset if moved.any() else 0
-    link = addresses - np.where(moved, np.uint64(kaslr_offset), np.uint64(0))
-    return SymbolArrays.build(names, kinds, link, max(floor, 0))
+            moved = ~absolute
+            floor = int(addresses[moved].min()) - kaslr_offset
+            addresses[moved] -= np.uint64(kaslr_offset)
+            return SymbolArrays.build(names, kinds, addresses, max(floor, 0))
+    raise BadFormat(f"kallsyms: no known layout puts {known[0]} at {known[1]:#x}, where VMCOREINFO has it")
 
 
-_Addresses = NDArray[np.uint64]
-_Encoding = tuple[Callable[[], _Addresses], Callable[[_Addresses], NDArray[np.bool_]]]
-
-
-def _encodings(space: AddressSpace, tables: KallsymsTables, count: int) -> Iterator[_Encoding]:
-    """Each way that the table may hold addresses, newest first: how to decode it, and which results are absolute."""
-
-    def nothing(addresses: _Addresses) -> NDArray[np.bool_]:
-        return np.zeros(len(addresses), np.bool_)
-
-    mask = np.uint64((1 << 8 * space.format.pointer_size) - 1)
+def _addresses(
+    space: AddressSpace, tables: KallsymsTables, count: int
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.bool_]]]:
+    """What each way of holding addresses makes of the table, newest first; and which results are absolute."""
+    size = space.format.pointer_size
+    mask = np.uint64((1 << 8 * size) - 1)
+    relative = np.zeros(count, np.bool_)
     if tables.offsets is not None:
         raw = space.array(tables.offsets, count * 4).view("<i4")
-        wide = raw.astype(np.int64).view(np.uint64)
+        signed = raw.astype(np.int64).view(np.uint64)
         if tables.relative_base is None:
-            place = np.uint64(tables.offsets) + np.arange(count, dtype=np.uint64) * np.uint64(4)
-            yield (lambda: (place + wide) & mask), nothing
+            places = np.uint64(tables.offsets) + np.arange(count, dtype=np.uint64) * np.uint64(4)
+            yield (places + signed) & mask, relative
+            yield raw.view("<u4").astype(np.uint64), relative  # 32-bit kernels that do not move
         else:
-            base = np.uint64(_pointer(space, tables.relative_base))
-            yield (lambda: (base + raw.view("<u4").astype(np.uint64)) & mask), nothing
-            yield (
-                lambda: np.where(raw >= 0, wide, (base - np.uint64(1) - wide) & mask),
-                lambda addresses: np.asarray(raw >= 0),
-            )
+            base = np.uint64(space.pointer(tables.relative_base))
+            yield (base + raw.view("<u4").astype(np.uint64)) & mask, relative
+            yield np.where(raw >= 0, signed, (base - np.uint64(1) - signed) & mask), raw >= 0
     if tables.addresses is not None:
-        size = space.format.pointer_size
-        whole = space.array(tables.addresses, count * size).view(f"<u{size}").astype(np.uint64)
-        yield (lambda: whole), nothing
-
-
-def _pointer(space: AddressSpace, address: VirtAddr) -> int:
-    return int.from_bytes(space.read(address, space.format.pointer_size), "little")
+        yield space.array(tables.addresses, count * size).view(f"<u{size}").astype(np.uint64), relative
 
 
 def _names(space: AddressSpace, tables: KallsymsTables, count: int) -> tuple[list[bytes], NDArray[np.uint8]]:

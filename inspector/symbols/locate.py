@@ -1,7 +1,7 @@
 """Where Linux is in a guest's memory, found from the registers of one CPU, however much RAM there is.
 
-The way: CR3 -> page tables -> IDT -> a handler in kernel text -> the mappings of the kernel image -> a pointer in
-its data to the page that begins with OSRELEASE=.
+The way: CR3 -> page tables -> IDT -> a handler in kernel text -> the mappings of the kernel image -> a pointer
+there to the page that begins with OSRELEASE=.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from inspector.units import PhysAddr, VirtAddr
 # The kernel image of x86-64 lies in these, wherever KASLR puts it (Documentation/arch/x86/x86_64/mm.rst).
 _IMAGE_START, _IMAGE_END = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_C000_0000
 _MAX_HOLE = 32 << 20
-_HEAD = np.dtype("S10")
+_HEAD = np.dtype(f"S{len(vmcoreinfo.MAGIC)}")
 _MAX_IMAGE = 256 << 20  # bytes of the image that are searched; a stock kernel has 40 to 60 MiB
-_PTI_USER_BIT = 1 << 12  # page table isolation: the user half of a task's pair of PGDs (arch/x86/include/asm/pgtable.h)
+_PTI_USER_BIT = (
+    1 << 12
+)  # page table isolation: the user half of a task's pair of PGDs (arch/x86/include/asm/pgtable.h)
 _GATE = 16  # bytes of an IDT gate (SDM Vol. 3A, 6.14.1)
 _NOT_BOOTED = "is the guest still in its firmware, or not booted far enough?"
 
@@ -36,15 +38,15 @@ class CpuState(Protocol):
     """The registers that lead to the kernel, as plain numbers."""
 
     @property
-    def cr0(self) -> int: ...  # noqa: D102
+    def cr0(self) -> int: ...
     @property
-    def cr3(self) -> int: ...  # noqa: D102
+    def cr3(self) -> int: ...
     @property
-    def cr4(self) -> int: ...  # noqa: D102
+    def cr4(self) -> int: ...
     @property
-    def efer(self) -> int: ...  # noqa: D102
+    def efer(self) -> int: ...
     @property
-    def idt_base(self) -> int: ...  # noqa: D102
+    def idt_base(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,13 @@ class KernelLocation:
 
 
 def locate(memory: PhysicalMemory, cpu: CpuState) -> KernelLocation:
-    """Find the kernel that a CPU runs, whether it is in user or kernel mode. Raises BadFormat with the reason."""
+    """Find the kernel that a CPU runs, be it in user or in kernel mode. Raises BadFormat with the reason."""
     try:
         format_, root = paging_of(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
     except BadFormat as error:
         raise BadFormat(f"no Linux kernel found: {error}; {_NOT_BOOTED}") from error
     failure: BadFormat | None = None
-    # Under page table isolation a CPU in user mode has the half without the kernel: its sibling is tried first.
+    # Under page table isolation a CPU in user mode has the PGD without the kernel: try its sibling first.
     for candidate in dict.fromkeys((root & ~_PTI_USER_BIT, root)):
         space = AddressSpace(memory, format_, PhysAddr(candidate))
         try:
@@ -139,10 +141,10 @@ def _vmcoreinfo(space: AddressSpace, image: NDArray[np.void]) -> Vmcoreinfo:
             words = space.memory.array(pa, size).view("<u8")
         except OutsideRam as error:
             raise BadFormat(f"the kernel image is not in RAM: {error}") from error
-        pages = words[words & np.uint64(page - 1 | 1 << 63) == np.uint64(1 << 63)]
-        candidates.append(np.unique(pages))
-    heads, ok = space.gather(np.concatenate(candidates), _HEAD)
-    for address in np.concatenate(candidates)[ok & (heads == vmcoreinfo.MAGIC[: _HEAD.itemsize])].tolist():
+        candidates.append(words[words & np.uint64(page - 1 | 1 << 63) == np.uint64(1 << 63)])
+    pages = np.concatenate(candidates)
+    heads, ok = space.gather(pages, _HEAD)
+    for address in pages[ok & (heads == vmcoreinfo.MAGIC)].tolist():
         with suppress(BadFormat, PageFault, OutsideRam):
             return Vmcoreinfo.parse(space.read(VirtAddr(address), vmcoreinfo.SIZE))
     raise BadFormat("nothing in the kernel image points to VMCOREINFO")

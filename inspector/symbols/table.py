@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from inspector.errors import NoSuchSymbol
 from inspector.units import VirtAddr
 
+_PAST_THE_LAST = 4096  # bytes that the last symbol may have: it is _end, or what the linker puts near it
+
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """One symbol. `kind` is its letter as nm writes it: T text, D data, B bss, R read-only, A absolute, W weak."""
+    """One symbol. `kind` is the letter that nm writes: T text, D data, B bss, R read-only, A absolute, W weak."""
 
     name: str
     address: VirtAddr
@@ -83,10 +85,14 @@ class SymbolTable:
         return (self._symbol(row) for row in range(len(self)))
 
     def __contains__(self, name: str) -> bool:
+        return self.has(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a symbol of that name."""
         return bool(self._rows(name.encode()))
 
     def address(self, name: str) -> VirtAddr:
-        """The address of the symbol, KASLR included; of several with that name, the lowest. Raises NoSuchSymbol."""
+        """The symbol's address, KASLR included; of several with that name, the lowest. Raises NoSuchSymbol."""
         rows = self._rows(name.encode())
         if not rows:
             raise NoSuchSymbol(self._missing(name))
@@ -97,15 +103,14 @@ class SymbolTable:
         return [self._symbol(row) for row in self._rows(name.encode())]
 
     def lookup(self, address: VirtAddr) -> tuple[Symbol, int] | None:
-        """The symbol that an address lies in or behind, and the bytes past it; None below the first.
+        """The symbol that an address lies in or behind, and the bytes past it; None outside the kernel image.
 
         Of several at one place a global one (upper-case kind) wins, as it does for a reader of the source.
-        The table knows no sizes: where the kernel image ends is the caller's to check.
         """
         link = address - self.offset
-        if link < self.arrays.floor:
-            return None
         addresses = self.arrays.addresses
+        if not len(self) or not self.arrays.floor <= link < int(addresses[-1]) + _PAST_THE_LAST:
+            return None
         last = int(np.searchsorted(addresses, np.uint64(link), "right")) - 1
         if last < 0 or int(addresses[last]) < self.arrays.floor:
             return None

@@ -15,7 +15,7 @@ _SCALARS = (Kind.INT, Kind.ENUM, Kind.POINTER)
 
 
 class StructView:
-    """A value of type `type` at `address` in the kernel's address space; nothing is read before it is asked for.
+    """A value of type `type` at `address` in the kernel's address space; nothing is read until asked for.
 
     Members are named by path (`mm_mt.ma_root`, `zone[2].name`); those of unnamed unions and structs are found
     as C finds them. Every reader raises NoSuchField for a path that this kernel lacks and PageFault for an

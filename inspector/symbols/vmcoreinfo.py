@@ -1,14 +1,14 @@
 """VMCOREINFO: the text in which a kernel tells crash tools where its memory keeps what.
 
-Source: kernel/vmcore_info.c (kernel/crash_core.c before 6.9, commit 443cbaf9e2fd), arch/x86/kernel/vmcore_info_64.c.
-`SYMBOL(x)` and `KERNELOFFSET` are hexadecimal without a prefix; `SIZE`, `OFFSET` and `LENGTH` are decimal; `NUMBER` is
-signed decimal, or hexadecimal behind 0x (VMALLOC_START).
+Source: kernel/vmcore_info.c (kernel/crash_core.c before 6.9, commit 443cbaf9e2fd) and its parts per architecture.
+`SYMBOL(x)` and `KERNELOFFSET` are hexadecimal without a prefix; `SIZE`, `OFFSET` and `LENGTH` are decimal; `NUMBER`
+is signed decimal, or hexadecimal behind 0x (VMALLOC_START).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -33,7 +33,7 @@ class Vmcoreinfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Vmcoreinfo:
-        """Read the page that begins with OSRELEASE=; what follows its first NUL is ignored. Raises BadFormat."""
+        """Read the page that begins with OSRELEASE=, up to its first NUL. Raises BadFormat."""
         if not data.startswith(MAGIC):
             raise BadFormat("not a VMCOREINFO text: it does not begin with OSRELEASE=")
         text = data.split(b"\0", 1)[0].decode("ascii", errors="replace")
@@ -104,10 +104,21 @@ class Vmcoreinfo:
             raise NoSuchSymbol(f"VMCOREINFO has no length of {name!r}")
         return self._int(value, 0)
 
+    @property
     def symbols(self) -> dict[str, VirtAddr]:
         """Every SYMBOL line: name to address."""
-        names = (match[2] for key in self.values if (match := _ENTRY.fullmatch(key)) and match[1] == "SYMBOL")
-        return {name: self.symbol(name) for name in names}
+        return {name: self.symbol(name) for name in self._names("SYMBOL")}
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Every NUMBER line: name to value."""
+        return {name: self.number(name) for name in self._names("NUMBER")}
+
+    def _names(self, kind: str) -> Iterator[str]:
+        for key in self.values:
+            match = _ENTRY.fullmatch(key)
+            if match and match[1] == kind:
+                yield match[2]
 
     @staticmethod
     def _int(text: str, base: int) -> int:
