@@ -1,0 +1,264 @@
+"""A guest that this process starts, owns, and takes with it when it ends."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from inspector.errors import BootError, GuestDied, MachineError
+from inspector.machine import accel as accelerators
+from inspector.machine.config import MachineConfig
+from inspector.machine.console import Console
+from inspector.machine.gdb import Gdb
+from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
+from inspector.machine.process import QemuProcess
+from inspector.machine.qmp import Qmp
+from inspector.machine.registers import parse_ram, parse_registers
+from inspector.machine.runcontrol import RunControl
+from inspector.machine.shell import Shell
+from inspector.progress import SILENT, Reporter
+
+_QUIET = 4.0
+_SILENT_KERNEL = 30.0
+_PANIC_GRACE = 3.0
+_RFLAGS_IF = 1 << 9
+
+
+class LocalMachine:
+    """A QEMU of ours: see the Machine protocol for what it answers. Made by `start`."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.name = config.name
+        taken = accelerators.detect(config.accel, config.la57)
+        self.accel: str = taken.name
+        self.accel_reason = taken.reason
+        self.memory_size = config.memory
+        self.cpus = config.cpus
+        self.kernel_path = config.kernel
+        self.blocks: list[RamRange] = []
+        self._closed = False
+        self._qmp: Qmp | None = None
+        self._process = QemuProcess(config, taken, self._exited)
+        try:
+            self.ram_fd = self._process.ram_fd
+            self.console = Console(self._process.console)
+            self.control = RunControl(self._process.wiring.gdb_socket)
+            self.shell = Shell(self._process.shell, lambda: self.control.state().running)
+        except BaseException:
+            self._process.close()
+            raise
+        atexit.register(self.close)
+
+    # coming up
+
+    def boot(self, reporter: Reporter = SILENT) -> None:
+        """Wait until the guest is up. Raises BootError, with the kernel's or QEMU's last words."""
+        started = time.monotonic()
+        with reporter.task(f"Booting Linux ({self.accel})", unit="s") as progress:
+            try:
+                self._qmp = Qmp(self._process.qmp, self.control.on_qmp_event)
+                self.control.use_qmp(self._qmp)
+                while not self._is_up():
+                    elapsed = time.monotonic() - started
+                    progress.update(elapsed)
+                    self._check_boot(elapsed)
+                    self.shell.hello.wait(0.05)
+                self.blocks = parse_ram(self.hmp("info mtree -f"))
+            except GuestDied as error:
+                self._process.exited.wait(5)
+                raise BootError(f"the guest did not boot: {self._last_words()}") from error
+
+    def _is_up(self) -> bool:
+        if self.shell.hello.is_set():
+            return True
+        if self.config.agent:
+            return False
+        if self.config.ready_text:
+            return self.console.contains(self.config.ready_text)
+        return bool(self.console.total) and time.monotonic() - self.console.last_heard > _QUIET
+
+    def _check_boot(self, elapsed: float) -> None:
+        if self._process.exited.is_set():
+            raise BootError(f"the guest did not boot: {self._last_words()}")
+        quiet = time.monotonic() - self.console.last_heard
+        if quiet > _PANIC_GRACE and (fatal := self.console.fatal()):
+            raise BootError(f"the guest did not boot: {fatal}")
+        if quiet > _PANIC_GRACE and int(quiet) != int(quiet - 0.06) and self._halted():
+            raise BootError(
+                f"the guest did not boot: its CPUs halted for good{self._after()}; is the kernel image whole?"
+            )
+        if elapsed > _SILENT_KERNEL and not self.console.total:
+            raise BootError(
+                f"the guest did not boot: no output within {_SILENT_KERNEL:g} s; "
+                "is this an x86-64 kernel with a serial console (CONFIG_SERIAL_8250_CONSOLE)?"
+            )
+        if elapsed > self.config.boot_timeout:
+            raise BootError(f"the guest was not up within {self.config.boot_timeout:g} s{self._after()}")
+
+    def _halted(self) -> bool:
+        """Every CPU sits in HLT and takes no interrupts: nothing will ever wake it (SDM vol. 2, HLT)."""
+        return all(cpu.halted and not cpu.rflags & _RFLAGS_IF for cpu in self.registers())
+
+    def _after(self) -> str:
+        last = self.console.last_line()
+        return f"; its last line was: {last}" if last else ", without a line of output"
+
+    def _last_words(self) -> str:
+        """Why QEMU ended, for a person: the kernel's panic where there was one, else QEMU's own words."""
+        self.console.ended.wait(1)
+        why = self._process.why or "QEMU does not answer"
+        if fatal := self.console.fatal():
+            return fatal
+        if re.search(r"PVH ELF Note", why):
+            return f"{why} (this vmlinux has no PVH entry, CONFIG_PVH: give its bzImage)"
+        return why + (self._after() if why == "QEMU exited 0" else "")
+
+    def _exited(self, why: str) -> None:
+        """QEMU is gone; on the watcher's thread."""
+        if not hasattr(self, "shell"):
+            return
+        why = self._last_words() if not self._closed else "closed"
+        self.control.died(why)
+        self.shell.fail(GuestDied(f"the guest is gone: {why}"))
+
+    # what it answers
+
+    def _monitor(self) -> Qmp:
+        if self._closed:
+            raise GuestDied("the guest is closed")
+        if self._qmp is None:
+            raise MachineError("the guest has not started yet")
+        return self._qmp
+
+    def _explain(self, error: GuestDied) -> GuestDied:
+        """The same, with the reason that QEMU's end gives moments later."""
+        self._process.exited.wait(2)
+        why = self.control.state()
+        return (
+            GuestDied(f"the guest is gone: {why.reason.removeprefix('dead: ')}")
+            if why.kind == "dead"
+            else error
+        )
+
+    @property
+    def qemu_pid(self) -> int | None:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def folder(self) -> Path:
+        """The private folder, while QEMU runs: `qmp` and `gdb` are sockets for other tools."""
+        return self._process.folder
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU is there."""
+        return not self._closed and not self._process.exited.is_set()
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest's CPUs execute."""
+        return self.state().running
+
+    def state(self) -> RunState:
+        """Running or not, and why."""
+        return self.control.state()
+
+    def pause(self, who: str = "user") -> None:
+        """Stop the CPUs; nothing where they are stopped. Raises GuestDied."""
+        self.control.pause(who)
+
+    def resume(self) -> None:
+        """Let the CPUs run, whoever stopped them. Raises GuestDied."""
+        self.control.resume()
+
+    @property
+    def gdb(self) -> Gdb:
+        """The gdb on this guest, attached at first use. Raises SetupError, GdbError."""
+        return self.control.gdb()
+
+    def registers(self) -> list[CpuRegisters]:
+        """Every vCPU's registers, as the monitor reads them: of running CPUs, at slightly different times."""
+        return parse_registers(self.hmp("info registers -a"))
+
+    def run(self, command: str, timeout: float = 30.0) -> Completed:
+        """Run a /bin/sh command in the guest. Raises CommandTimeout, MachineError, GuestDied."""
+        return self.shell.run(command, timeout)
+
+    def spawn(self, command: str) -> int:
+        """Leave a command running in the guest, detached; its PID."""
+        return self.shell.spawn(command)
+
+    def put(self, data: bytes, path: str, mode: int = 0o755) -> None:
+        """Write a file in the guest."""
+        self.shell.put(data, path, mode)
+
+    def hmp(self, command: str) -> str:
+        """What the human monitor answers. `stop` and `cont` go the way of `pause` and `resume`."""
+        if command.strip() in ("stop", "s", "cont", "c"):
+            (self.pause if command.strip() in ("stop", "s") else self.resume)()
+            return ""
+        try:
+            return self._monitor().hmp(command)
+        except GuestDied as error:
+            raise self._explain(error) from error
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """What QMP returns. `stop` and `cont` go the way of `pause` and `resume`; `_` in a name means `-`."""
+        if command in ("stop", "cont"):
+            (self.pause if command == "stop" else self.resume)()
+            return {}
+        try:
+            return self._monitor().execute(
+                command, {key.replace("_", "-"): arguments[key] for key in arguments}
+            )
+        except GuestDied as error:
+            raise self._explain(error) from error
+
+    def console_tail(self, lines: int = 40) -> str:
+        """The last lines of the serial console."""
+        return self.console.tail(lines)
+
+    def on_state(self, listener: StateListener) -> None:
+        """Call `listener(state)` at every change."""
+        self.control.on_state(listener)
+
+    def on_death(self, listener: DeathListener) -> None:
+        """Call `listener(why)` once QEMU is gone."""
+        self.control.on_death(listener)
+
+    def close(self) -> None:
+        """End the guest; idempotent. Returns when QEMU, its sockets, its folder and its RAM are gone."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self.shell.fail(GuestDied("the guest is closed"))
+        self.control.died("closed")
+        self._process.close()
+        if self._qmp:
+            self._qmp.close()
+
+    def __enter__(self) -> LocalMachine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def start(config: MachineConfig, reporter: Reporter = SILENT) -> LocalMachine:
+    """Start a guest and wait until it is up.
+
+    Raises SetupError (QEMU is not installed), BootError. Whatever ends it early, Ctrl-C too, leaves nothing.
+    """
+    machine = LocalMachine(config)
+    try:
+        machine.boot(reporter)
+    except BaseException:
+        machine.close()
+        raise
+    return machine

@@ -1,0 +1,243 @@
+"""Whether the guest runs: one state machine over QMP and gdb, so that a stop by either is seen by all.
+
+What it rests on (QEMU gdbstub.c, softmmu/runstate.c):
+- Every stop and start of the CPUs sends a QMP event STOP or RESUME, whoever caused it.
+- QEMU stops the guest when gdb connects, and at any byte that gdb sends to a running guest.
+- A QMP `cont` leaves gdb thinking that the guest is stopped: once attached, gdb does all starts and stops.
+- gdb steps over a breakpoint as it continues: STOP events come that are no stop. With gdb attached the guest
+  counts as stopped once both QMP and gdb say so.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from inspector.errors import GdbError, GuestDied, MachineError
+from inspector.machine.gdb import Gdb, Stop
+from inspector.machine.model import DeathListener, RunState, StateListener
+from inspector.machine.qmp import Qmp
+
+_SETTLE = 10.0
+_GDB_STOP = 3.0
+
+
+class RunControl:
+    """The state, and the only door to change it. Thread-safe."""
+
+    def __init__(self, gdb_socket: Path) -> None:
+        self._gdb_socket = gdb_socket
+        self._qmp: Qmp | None = None
+        self._gdb: Gdb | None = None
+        self._gdb_lost = False
+        self._order = threading.RLock()  # one order at a time
+        self._changed = threading.Condition()  # guards all below
+        self._vm_running = False
+        self._gdb_running = False
+        self._resumes = 0
+        self._asked = ""
+        self._stop: Stop | None = None
+        self._panicked = False
+        self._dead: str | None = None
+        self._told = RunState("paused", "starting")
+        self._listeners: list[StateListener] = []
+        self._mourners: list[DeathListener] = []
+        self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._tell, name="kmi-state", daemon=True).start()
+
+    # what happens
+
+    def use_qmp(self, qmp: Qmp) -> None:
+        """Begin: ask how it stands."""
+        self._qmp = qmp
+        status = qmp.execute("query-status")
+        with self._changed:
+            self._vm_running = bool(status["running"])
+            self._settle()
+
+    def on_qmp_event(self, name: str, data: dict[str, Any]) -> None:
+        """An event came. Called on QMP's loop thread."""
+        with self._changed:
+            if name == "STOP":
+                self._vm_running = False
+            elif name == "RESUME":
+                self._vm_running = True
+                self._resumes += 1
+            elif name == "GUEST_PANICKED":
+                self._panicked = True
+            else:
+                return
+            self._settle()
+
+    def _on_gdb_run(self) -> None:
+        with self._changed:
+            self._gdb_running = True
+            self._stop = None
+            self._settle()
+
+    def _on_gdb_stop(self, stop: Stop) -> None:
+        with self._changed:
+            self._gdb_running = False
+            self._stop = stop
+            self._settle()
+
+    def _on_gdb_end(self) -> None:
+        with self._changed:
+            self._gdb_lost = self._gdb is not None
+            self._gdb = None
+            self._gdb_running = False
+            self._settle()
+
+    def died(self, why: str) -> None:
+        """QEMU is gone; the first reason stands."""
+        with self._changed:
+            if self._dead is not None:
+                return
+            self._dead = why
+            self._settle()
+            gdb, self._gdb = self._gdb, None
+            for mourner in self._mourners:
+                self._news.put(lambda mourner=mourner: mourner(why))  # type: ignore[misc]
+        if gdb:
+            gdb.close()
+
+    def _settle(self) -> None:
+        state = self._state()
+        if state != self._told:
+            if state.running:
+                self._asked = ""
+            self._told = state
+            for listener in self._listeners:
+                self._news.put(lambda listener=listener: listener(state))  # type: ignore[misc]
+        self._changed.notify_all()
+
+    def _tell(self) -> None:
+        while True:
+            with suppress(Exception):  # a listener's fault is not the guest's
+                self._news.get()()
+
+    # what is asked
+
+    def _state(self) -> RunState:
+        if self._dead is not None:
+            return RunState("dead", f"dead: {self._dead}")
+        if self._vm_running or self._gdb_running:
+            return RunState("running", "running")
+        if self._panicked:
+            return RunState("panicked", "panicked")
+        if self._stop and self._stop.reason != "signal-received":
+            return RunState("breakpoint", str(self._stop))
+        return RunState("paused", self._asked or "paused by QEMU's monitor")
+
+    def state(self) -> RunState:
+        """How it stands now."""
+        with self._changed:
+            return self._state()
+
+    def on_state(self, listener: StateListener) -> None:
+        """Call `listener(state)` at every change, in order, on a thread that is for that alone."""
+        with self._changed:
+            self._listeners.append(listener)
+
+    def on_death(self, listener: DeathListener) -> None:
+        """Call `listener(why)` when QEMU is gone, or soon where it is."""
+        with self._changed:
+            self._mourners.append(listener)
+            if self._dead is not None:
+                why = self._dead
+                self._news.put(lambda: listener(why))
+
+    def check_alive(self) -> None:
+        """Raises GuestDied, with the reason."""
+        with self._changed:
+            if self._dead is not None:
+                raise GuestDied(f"the guest is gone: {self._dead}")
+
+    def _await(self, met: Callable[[], bool], timeout: float, what: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: met() or self._dead is not None, timeout):
+                raise MachineError(f"the guest did not {what} within {timeout:g} s")
+        self.check_alive()
+
+    def pause(self, who: str = "user") -> None:
+        """Stop the CPUs, and return once they are; nothing where they are. Raises GuestDied, MachineError."""
+        with self._order:
+            self.check_alive()
+            with self._changed:
+                if not self._state().running:
+                    return
+                self._asked = f"paused by {who}"
+                gdb = self._gdb if self._gdb_running else None
+            if gdb:
+                # through gdb: a QMP stop could fall into a step over a breakpoint, which gdb would continue
+                with suppress(GdbError, MachineError):
+                    gdb.interrupt()
+                    self._await(lambda: not self._state().running, _GDB_STOP, "stop")
+            if self.state().running:
+                self._monitor().execute("stop")
+                self._await(lambda: not self._state().running, _SETTLE, "stop")
+
+    def resume(self) -> None:
+        """Let the CPUs run, whoever stopped them. Nothing where they run. Raises GuestDied, MachineError."""
+        with self._order:
+            self.check_alive()
+            if self.state().running:
+                return
+            if self._gdb_lost:  # its breakpoints are still in the stub: a new connection clears them
+                self.gdb()
+            with self._changed:
+                before, gdb = self._resumes, self._gdb
+            if gdb:
+                gdb.continue_()
+            else:
+                self._monitor().execute("cont")
+            self._await(lambda: self._resumes > before, _SETTLE, "run on")
+
+    def wait_stop(self, timeout: float) -> RunState | None:
+        """Wait until the CPUs stop, whoever stops them; None after `timeout` seconds. Raises GuestDied."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._state().running, timeout)
+        self.check_alive()
+        state = self.state()
+        return None if state.running else state
+
+    def last_stop(self) -> Stop | None:
+        """What gdb said of the stop that now is; None without gdb, or running."""
+        with self._changed:
+            return self._stop
+
+    def gdb(self) -> Gdb:
+        """The gdb, attached at first use; a running guest runs on. Raises SetupError, GdbError, GuestDied."""
+        with self._order:
+            self.check_alive()
+            with self._changed:
+                if self._gdb:
+                    return self._gdb
+                was_running = self._state().running
+                asked = self._asked
+                self._asked = "paused by gdb, attaching"
+            try:
+                gdb = Gdb(self._gdb_socket, self._on_gdb_run, self._on_gdb_stop, self._on_gdb_end)
+            except GdbError:
+                self.check_alive()
+                if was_running:  # the stub stopped it
+                    with suppress(MachineError):
+                        self._monitor().execute("cont")
+                raise
+            with self._changed:
+                self._gdb, self._gdb_lost, self._stop = gdb, False, None
+                self._asked = asked or self._asked
+                self._settle()
+            self._await(lambda: not self._state().running, _SETTLE, "stop for gdb")
+            if was_running:
+                self.resume()
+            return gdb
+
+    def _monitor(self) -> Qmp:
+        if self._qmp is None:
+            raise MachineError("the guest has not started yet")
+        return self._qmp
