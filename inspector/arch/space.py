@@ -119,11 +119,11 @@ class AddressSpace:
             return self.memory.gather(pas, dtype, count)
         values = np.zeros((len(vas), count) if count > 1 else len(vas), dtype)
         values[ok], ok[ok] = self.memory.gather(pas[ok], dtype, count)
-        rows = np.flatnonzero(over & (sizes != 0))
+        rows = np.flatnonzero(over & (sizes != 0) & (vas <= U64.type((1 << 64) - size)))
         chunk = max(1, _BYTES_AT_ONCE // max(1, size))
         for first in range(0, len(rows), chunk):
             some = rows[first : first + chunk]
-            each = (vas[some, None] + np.arange(size, dtype=np.uint64)).reshape(-1)
+            each = np.add.outer(vas[some], np.arange(size, dtype=U64)).reshape(-1)
             pas, sizes = self._resolve(each)
             data, good = self.memory.gather(pas, np.dtype(np.uint8))
             whole = (good & (sizes != 0)).reshape(-1, size).all(axis=1)
@@ -135,13 +135,13 @@ class AddressSpace:
     def scan(
         self, start: int = 0, end: int = 1 << 64, *, nonpresent: bool = False, limit: int = LIMIT
     ) -> NDArray[np.void]:
-        """Every mapping that overlaps [start, end), as rows of MAPPING; see arch.scan.scan()."""
+        """Every mapping that overlaps [start, end), as rows of MAPPING; see arch.scanner.scan()."""
         return scanner.scan(
             self.memory, self.format, self.root, start, end, nonpresent=nonpresent, limit=limit
         )
 
     def _resolve(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """scan.resolve(), but neighbours on the same page are looked up once."""
+        """scanner.resolve(), but neighbours on the same page are looked up once."""
         pages = vas & ~np.uint64(self._page_mask)
         new = np.ones(len(vas), np.bool_)
         np.not_equal(pages[1:], pages[:-1], out=new[1:])
@@ -201,12 +201,12 @@ class AddressSpace:
     def _scanned_runs(self, va: VirtAddr, end: int) -> list[tuple[PhysAddr, int]]:
         """_runs() of many pages, from one scan of the range."""
         rows = self.scan(va, end)
-        ends = rows["va"] + rows["size"]  # wraps to 0 at the very end of the address space
-        gaps = np.flatnonzero(rows["va"][1:] != ends[:-1])
-        covered = int(ends[gaps[0]] if len(gaps) else ends[-1]) if len(rows) else 0
         if not len(rows) or rows["va"][0] > va:
             raise self._fault(va)
-        if gaps.size or (covered and covered < end):
+        ends = rows["va"] + rows["size"]
+        gaps = np.flatnonzero(rows["va"][1:] != ends[:-1])
+        covered = int(ends[gaps[0] if len(gaps) else -1]) or 1 << 64  # the very last end wraps to 0
+        if covered < end:
             raise self._fault(VirtAddr(covered))
         breaks = np.flatnonzero(rows["pa"][1:] != rows["pa"][:-1] + rows["size"][:-1]) + 1
         firsts = [0, *breaks.tolist()]
