@@ -20,14 +20,15 @@ _STATE_LETTERS = "RSDTtXZPI"
 _TASK_REPORT = 0x7F
 _TASK_IDLE = 0x402  # TASK_UNINTERRUPTIBLE | TASK_NOLOAD
 _TASK_RTLOCK_WAIT = 0x1000
-_PF_KTHREAD = 0x00200000
+_PF_WQ_WORKER, _PF_KTHREAD = 0x00000020, 0x00200000
+_MAX_NAME = 64  # the buffer of proc_task_name(), fs/proc/array.c
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """A thread as the kernel knows it; the leader of its group where pid == tgid.
 
-    `state` is the letter that ps shows; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest
+    `name` is what ps shows: `comm`, but a kernel thread's in full and a worker's with its work; `state` is ps's letter; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest
     address; `mm` is None for a kernel thread. `address` is the struct task_struct's.
     """
 
@@ -35,6 +36,7 @@ class Task:
     tgid: int
     ppid: int
     comm: str
+    name: str
     state: str
     uid: int
     cpu: int
@@ -99,6 +101,7 @@ def _task(view: StructView) -> Task:
         tgid=view.int("tgid"),
         ppid=parent.int("tgid") if parent else 0,
         comm=printable(view.text("comm")),
+        name=printable(_name(view)),
         state=_state(view),
         uid=cred.int("uid.val") if cred else 0,
         cpu=cpu,
@@ -121,3 +124,28 @@ def _state(view: StructView) -> str:
     return _STATE_LETTERS[((state | view.int("exit_state")) & _TASK_REPORT).bit_length()]
 
 
+
+
+def _name(view: StructView) -> str:
+    """What proc_task_name() prints (fs/proc/array.c): 15 characters do not hold every kernel thread's name."""
+    comm = view.text("comm")
+    flags = view.int("flags")
+    private = view.ptr("worker_private") if view.has("worker_private") else 0  # e32cf5dfbe22 (5.17)
+    if not flags & _PF_KTHREAD or not private:
+        return comm
+    kthread = view.kernel.view("kthread", VirtAddr(private))
+    full = kthread.ptr("full_name") if kthread.has("full_name") else 0  # d6986ce24fc0 (5.17)
+    worker = flags & _PF_WQ_WORKER
+    # 2a1b02bcba78 (6.11): a workqueue's rescuer is kworker/R-NAME in full; other workers are known by their comm.
+    name = comm
+    if full and (not worker or comm.startswith("kworker/R-")):
+        name = view.kernel.space.cstring(VirtAddr(full), _MAX_NAME)
+    return name + (_work(view.kernel.view("worker", kthread.ptr("data"))) if worker else "")
+
+
+def _work(worker: StructView) -> str:
+    """What a worker does (+) or did last (-), as wq_worker_comm() says it (kernel/workqueue.c)."""
+    description = worker.text("desc")
+    if not description or not worker.ptr("pool"):
+        return ""
+    return ("+" if worker.ptr("current_work") else "-") + description

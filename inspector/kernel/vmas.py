@@ -109,10 +109,9 @@ def _vma(view: StructView, mm: Mm) -> Vma:
 
 
 def _name(view: StructView, file: StructView | None, mm: Mm) -> str:
-    given = view.deref("anon_name") if view.has("anon_name") else None
-    given_name = view.kernel.space.cstring(given.addr("name"), _MAX_ANON_NAME) if given else ""
+    given_name = _given_name(view)
     if file:
-        return f"[anon_shmem:{given_name}]" if given else file_path(file)
+        return f"[anon_shmem:{given_name}]" if given_name else file_path(file)
     if special := _special_mapping(view):
         return special
     start, end = view.ptr("vm_start"), view.ptr("vm_end")
@@ -120,7 +119,17 @@ def _name(view: StructView, file: StructView | None, mm: Mm) -> str:
         return "[heap]"
     if start <= mm.start_stack <= end:
         return "[stack]"
-    return f"[anon:{given_name}]" if given else ""
+    return f"[anon:{given_name}]" if given_name else ""
+
+
+def _given_name(view: StructView) -> str:
+    """What prctl(PR_SET_VMA_ANON_NAME) called the memory; 9a10064f5625 (5.17)."""
+    if not view.has("anon_name"):
+        return ""
+    if view.ptr("vm_file") and view.addr("anon_name") == view.addr("shared"):  # one union until d09e8ca6cb93 (6.2)
+        return ""
+    given = view.deref("anon_name")
+    return view.kernel.space.cstring(given.addr("name"), _MAX_ANON_NAME) if given else ""
 
 
 def _special_mapping(view: StructView) -> str:

@@ -1,0 +1,153 @@
+"""Tasks and VMAs against /proc/PID/status and /proc/PID/maps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from inspector import Guest
+from inspector.errors import NoSuchTask
+from inspector.kernel.tasks import Task
+from inspector.kernel.vmas import Vma
+
+pytestmark = pytest.mark.guest
+
+_TRIES = 5
+_BATCH = 32  # percpu_counter_batch: how far each CPU's share of a counter may be from the sum
+
+
+@pytest.fixture(scope="module")
+def busy_guest(any_guest: Guest) -> Guest:
+    """A guest with tasks of every shape: threads, forks, odd names, huge and deleted mappings."""
+    for command in ("/labs/maps", "/labs/fork 4M", "/labs/touch 8M --thp", "sleep 1000"):
+        any_guest.spawn(command)
+    any_guest.run("sleep 1")
+    return any_guest
+
+
+def status(text: str) -> dict[str, str]:
+    """The fields of /proc/PID/status by name."""
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def our_status(task: Task) -> dict[str, str]:
+    """The fields that we know, spelled as the kernel spells them."""
+    fields = {
+        "Name": task.name,
+        "State": task.state,
+        "Tgid": str(task.tgid),
+        "Pid": str(task.pid),
+        "PPid": str(task.ppid),
+        "Uid": str(task.uid),
+        "Threads": str(task.threads),
+    }
+    if task.mm:
+        fields |= {"VmSize": f"{task.mm.total_vm * 4}", "VmPTE": f"{task.mm.pgtables_bytes // 1024}"}
+    return fields
+
+
+def simplified(fields: dict[str, str]) -> dict[str, str]:
+    """/proc's words cut down to ours: the first of several values, without units and explanations."""
+    return {name: value.split()[0] if name != "Name" else value for name, value in fields.items() if value.split()}
+
+
+def maps_line(vma: Vma) -> str:
+    """A line of /proc/PID/maps, its padding folded."""
+    name = vma.name.replace("\n", "\\012")
+    line = (
+        f"{vma.start:08x}-{vma.end:08x} {vma.permissions} {vma.offset:08x} "
+        f"{vma.device[0]:02x}:{vma.device[1]:02x} {vma.inode} {name}"
+    )
+    return line.rstrip()
+
+
+def folded(text: str) -> list[str]:
+    """The lines of /proc/PID/maps, their padding folded."""
+    return [re.sub(r"^((?:\S+ ){4}\S+) +", r"\1 ", line).rstrip() for line in text.splitlines()]
+
+
+def test_status_of_every_task(busy_guest: Guest, witness: Any) -> None:
+    for _ in range(_TRIES):
+        pids = busy_guest.run("cd /proc; ls -d [0-9]*").stdout.split()
+
+        stable = {str(task.pid) for task in busy_guest.tasks()} & set(pids)
+        paths = {pid: f"/proc/{pid}/status" for pid in sorted(stable, key=int)}
+        witnessed, found = witness(
+            busy_guest, list(paths.values()), lambda: {str(task.pid): task for task in busy_guest.tasks()}
+        )
+        wrong = {}
+        for pid, path in paths.items():
+            first, second = (simplified(status(reading.decode())) for reading in witnessed.readings[path])
+            ours = our_status(found[pid])
+            for name, value in ours.items():
+                if first.get(name) == second.get(name) != value:
+                    wrong[pid, name] = (first.get(name), value)
+        if not wrong:
+            assert len(paths) > 40
+            return
+    pytest.fail(f"(/proc, ours): {wrong}")
+
+
+def test_threads(busy_guest: Guest) -> None:
+    """Threads and their names, as /proc/PID/task lists them."""
+    listed = busy_guest.run("cd /proc; for t in [0-9]*/task/*; do echo $t $(cat $t/comm); done").stdout
+    theirs = {}
+    for line in listed.splitlines():
+        match = re.match(r"(\d+)/task/(\d+) (.*)", line)
+        if match:
+            theirs[int(match[2])] = int(match[1])
+    ours = {task.pid: task.tgid for task in busy_guest.tasks(threads=True)}
+    # The shell that listed them is gone, and the kernel's own come and go: all that both know must agree.
+    both = theirs.keys() & ours.keys()
+    assert {tid: theirs[tid] for tid in both} == {tid: ours[tid] for tid in both}
+    several = [task for task in busy_guest.tasks() if task.comm == "maps"]
+    assert several
+    assert all(task.threads > 1 for task in several)
+    assert {task.pid for task in busy_guest.tasks(threads=True) if task.tgid == several[0].pid} == {
+        tid for tid, tgid in theirs.items() if tgid == several[0].pid
+    }
+
+
+def test_vmas_of_every_task(busy_guest: Guest, witness: Any) -> None:
+    for _ in range(_TRIES):
+        users = [task for task in busy_guest.tasks() if task.mm]
+        paths = {task.pid: f"/proc/{task.pid}/maps" for task in users}
+        witnessed, found = witness(
+            busy_guest, list(paths.values()), lambda: {task.pid: [maps_line(v) for v in task.vmas()] for task in users}
+        )
+        wrong = {
+            pid: (folded(witnessed.text(path)), found[pid])
+            for pid, path in paths.items()
+            if witnessed.same(path) and folded(witnessed.text(path)) != found[pid]
+        }
+        if not wrong and all(witnessed.same(path) for path in paths.values()):
+            names = " ".join(line for lines in found.values() for line in lines)
+            assert "(deleted)" in names
+            assert "\\012" in names
+            return
+    pytest.fail(f"(/proc, ours): {wrong}")
+
+
+def test_rss(busy_guest: Guest, witness: Any) -> None:
+    """Where the kernel sums per-CPU counters roughly, we sum them exactly: apart by at most a batch a CPU."""
+    users = {task.pid: f"/proc/{task.pid}/status" for task in busy_guest.tasks() if task.mm}
+    witnessed, found = witness(
+        busy_guest, list(users.values()), lambda: {task.pid: task.mm for task in busy_guest.tasks()}
+    )
+    slack = _BATCH * busy_guest.machine.cpus
+    for pid, path in users.items():
+        fields = status(witnessed.text(path))
+        mm = found[pid]
+        if not witnessed.same(path) or mm is None:
+            continue
+        for name, ours in (("RssAnon", mm.rss_anon), ("RssFile", mm.rss_file), ("RssShmem", mm.rss_shmem)):
+            theirs = int(fields[name].split()[0]) // 4
+            assert abs(theirs - ours) <= slack, (pid, name, theirs, ours)
+    assert any(witnessed.same(path) for path in users.values())
+
+
+def test_no_such_task(guest: Guest) -> None:
+    with pytest.raises(NoSuchTask, match="no task has PID 4194303"):
+        guest.task(4194303)

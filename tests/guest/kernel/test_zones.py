@@ -1,0 +1,118 @@
+"""Zones and free lists against /proc/zoneinfo, buddyinfo and pagetypeinfo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from inspector import Guest
+
+pytestmark = pytest.mark.guest
+
+_TRIES = 5
+
+Facts = dict[tuple[str, ...], int]
+
+
+def zoneinfo(text: str) -> Facts:
+    """Numbers of /proc/zoneinfo by (zone, name), those of per-CPU lists by (zone, cpu, name)."""
+    facts: Facts = {}
+    zone = cpu = ""
+    for line in text.splitlines():
+        if match := re.match(r"Node (\d+), zone +(\w+)", line):
+            zone, cpu = f"{match[1]} {match[2]}", ""
+        elif match := re.match(r" +cpu: (\d+)", line):
+            cpu = match[1]
+        elif match := re.match(r"(?:  pages)? +(free|boost|min|low|high|spanned|present|managed|count|batch):? +(\d+)$", line):
+            facts[(zone, cpu, match[1]) if cpu else (zone, match[1])] = int(match[2])
+        elif match := re.match(r" +protection: \((.*)\)", line):
+            facts |= {(zone, "protection", str(i)): int(n) for i, n in enumerate(match[1].split(", "))}
+    return facts
+
+
+def buddyinfo(text: str) -> Facts:
+    """Free blocks by (zone, order)."""
+    facts: Facts = {}
+    for line in text.splitlines():
+        match = re.match(r"Node (\d+), zone +(\w+) +(.*)", line)
+        assert match, line
+        facts |= {(f"{match[1]} {match[2]}", str(order)): int(n) for order, n in enumerate(match[3].split())}
+    return facts
+
+
+def pagetypeinfo(text: str) -> Facts:
+    """Free blocks by (zone, migratetype, order)."""
+    facts: Facts = {}
+    for line in text.splitlines():
+        if match := re.match(r"Node +(\d+), zone +(\w+), type +(\w+) +(.*)", line):
+            key = (f"{match[1]} {match[2]}", match[3])
+            facts |= {(*key, str(order)): int(n) for order, n in enumerate(match[4].split())}
+    return facts
+
+
+def our_zoneinfo(guest: Guest) -> Facts:
+    """The same numbers as zoneinfo(), from memory; zones without memory show no more there than here."""
+    facts: Facts = {}
+    for zone in guest.zones():
+        name = f"{zone.node} {zone.name}"
+        marks = zone.watermarks
+        facts |= {(name, "free"): zone.free, (name, "boost"): marks.boost, (name, "min"): marks.min}
+        facts |= {(name, "low"): marks.low, (name, "high"): marks.high, (name, "spanned"): zone.spanned}
+        facts |= {(name, "present"): zone.present, (name, "managed"): zone.managed}
+        facts |= {(name, "protection", str(i)): pages for i, pages in enumerate(zone.lowmem_reserve)}
+        for lists in zone.per_cpu:
+            cpu = str(lists.cpu)
+            facts |= {(name, cpu, "count"): lists.count, (name, cpu, "high"): lists.high}
+            facts |= {(name, cpu, "batch"): lists.batch}
+    return facts
+
+
+def our_buddyinfo(guest: Guest) -> Facts:
+    """The same numbers as buddyinfo(): the zones' own counters."""
+    return {
+        (f"{zone.node} {zone.name}", str(order)): count
+        for zone in guest.zones()
+        if zone.populated
+        for order, count in enumerate(zone.free_by_order)
+    }
+
+
+def our_pagetypeinfo(guest: Guest) -> Facts:
+    """The same numbers as pagetypeinfo(): the blocks that are really on the lists."""
+    return {
+        (f"{free.node} {free.zone}", name, str(order)): int(free.counts[kind, order])
+        for free in guest.buddy()
+        for kind, name in enumerate(free.migratetypes)
+        for order in range(free.counts.shape[1])
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "parse", "ours"),
+    [
+        ("/proc/zoneinfo", zoneinfo, our_zoneinfo),
+        ("/proc/buddyinfo", buddyinfo, our_buddyinfo),
+        ("/proc/pagetypeinfo", pagetypeinfo, our_pagetypeinfo),
+    ],
+    ids=["zoneinfo", "buddyinfo", "pagetypeinfo"],
+)
+def test_agrees_with_proc(
+    any_guest: Guest,
+    witness: Any,
+    path: str,
+    parse: Callable[[str], Facts],
+    ours: Callable[[Guest], Facts],
+) -> None:
+    for _ in range(_TRIES):
+        witnessed, found = witness(any_guest, [path], lambda: ours(any_guest))
+        first, second = (parse(reading.decode()) for reading in witnessed.readings[path])
+        agreed = {key: value for key, value in first.items() if second.get(key) == value}
+        wrong = {key: (value, found.get(key)) for key, value in agreed.items() if found.get(key) != value}
+        # A try counts only if the guest stood still for nearly all that it tells.
+        if not wrong and len(agreed) > 0.9 * len(first):
+            assert len(first) > 20
+            return
+    pytest.fail(f"{path} said, and we found: {wrong}; {len(agreed)} of {len(first)} numbers stood still")
