@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from inspector.machine.config import MachineConfig
+from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.local import LocalMachine, start
 from inspector.machine.model import Completed, CpuRegisters, Machine, RamRange, RunState
+from inspector.machine.names import list_guests
+from inspector.machine.remote import RemoteMachine, connect
+from inspector.machine.share import Server, serve
 
 __all__ = [
     "Completed",
     "CpuRegisters",
+    "Gdb",
     "LocalMachine",
     "Machine",
     "MachineConfig",
     "RamRange",
+    "RemoteMachine",
     "RunState",
+    "Server",
+    "Stop",
+    "connect",
+    "list_guests",
+    "serve",
     "start",
 ]

@@ -14,6 +14,7 @@ from inspector.machine.config import MachineConfig
 from inspector.machine.console import Console
 from inspector.machine.gdb import Gdb
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
+from inspector.machine.names import check_free
 from inspector.machine.process import QemuProcess
 from inspector.machine.qmp import Qmp
 from inspector.machine.registers import parse_ram, parse_registers
@@ -60,7 +61,7 @@ class LocalMachine:
         started = time.monotonic()
         with reporter.task(f"Booting Linux ({self.accel})", unit="s") as progress:
             try:
-                self._qmp = Qmp(self._process.qmp, self.control.on_qmp_event)
+                self._qmp = Qmp(self._process.qmp, self.control.on_qmp_event, self._gone)
                 self.control.use_qmp(self._qmp)
                 while not self._is_up():
                     elapsed = time.monotonic() - started
@@ -134,15 +135,12 @@ class LocalMachine:
             raise MachineError("the guest has not started yet")
         return self._qmp
 
-    def _explain(self, error: GuestDied) -> GuestDied:
-        """The same, with the reason that QEMU's end gives moments later."""
-        self._process.exited.wait(2)
-        why = self.control.state()
-        return (
-            GuestDied(f"the guest is gone: {why.reason.removeprefix('dead: ')}")
-            if why.kind == "dead"
-            else error
-        )
+    def _gone(self, otherwise: str) -> GuestDied:
+        """The error for a QEMU that hung up, with the reason that its end gives moments later."""
+        self._process.exited.wait(3)
+        state = self.control.state()
+        why = state.reason.removeprefix("dead: ")
+        return GuestDied(f"the guest is gone: {why}" if state.kind == "dead" else otherwise)
 
     @property
     def qemu_pid(self) -> int | None:
@@ -176,6 +174,14 @@ class LocalMachine:
         """Let the CPUs run, whoever stopped them. Raises GuestDied."""
         self.control.resume()
 
+    def hold(self, who: str = "a reading") -> None:
+        """Stop the CPUs for a moment; holds are counted. Raises GuestDied."""
+        self.control.hold(who)
+
+    def release(self) -> None:
+        """End a hold; with the last one the CPUs run again, unless they were paused. Raises GuestDied."""
+        self.control.release()
+
     @property
     def gdb(self) -> Gdb:
         """The gdb on this guest, attached at first use. Raises SetupError, GdbError."""
@@ -202,22 +208,14 @@ class LocalMachine:
         if command.strip() in ("stop", "s", "cont", "c"):
             (self.pause if command.strip() in ("stop", "s") else self.resume)()
             return ""
-        try:
-            return self._monitor().hmp(command)
-        except GuestDied as error:
-            raise self._explain(error) from error
+        return self._monitor().hmp(command)
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """What QMP returns. `stop` and `cont` go the way of `pause` and `resume`; `_` in a name means `-`."""
         if command in ("stop", "cont"):
             (self.pause if command == "stop" else self.resume)()
             return {}
-        try:
-            return self._monitor().execute(
-                command, {key.replace("_", "-"): arguments[key] for key in arguments}
-            )
-        except GuestDied as error:
-            raise self._explain(error) from error
+        return self._monitor().execute(command, {key.replace("_", "-"): arguments[key] for key in arguments})
 
     def console_tail(self, lines: int = 40) -> str:
         """The last lines of the serial console."""
@@ -253,8 +251,11 @@ class LocalMachine:
 def start(config: MachineConfig, reporter: Reporter = SILENT) -> LocalMachine:
     """Start a guest and wait until it is up.
 
-    Raises SetupError (QEMU is not installed), BootError. Whatever ends it early, Ctrl-C too, leaves nothing.
+    Raises UsageError (the name is taken), SetupError (no QEMU), BootError. Whatever ends it early, Ctrl-C
+    too, leaves nothing.
     """
+    if config.name:
+        check_free(config.name)  # before the boot: `serve` would say so after it
     machine = LocalMachine(config)
     try:
         machine.boot(reporter)

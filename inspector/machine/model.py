@@ -77,6 +77,8 @@ class RunState:
     kind: RunKind
     reason: str
     """For a person: `running`, `paused by user`, `breakpoint 1 at 0xffffffff81000000`, `dead: ...`."""
+    held: bool = False
+    """Stopped for a moment only, by `hold`; listeners do not hear of it."""
 
     @property
     def running(self) -> bool:
@@ -138,7 +140,13 @@ class Machine(Protocol):
         """Stop the CPUs; nothing where they are stopped. Absolute: pauses do not nest. Raises GuestDied."""
 
     def resume(self) -> None:
-        """Let the CPUs run, whoever stopped them; nothing where they run. Raises GuestDied."""
+        """Let the CPUs run, whoever stopped them (at the end of the last hold, if any). Raises GuestDied."""
+
+    def hold(self, who: str = "a reading") -> None:
+        """Stop the CPUs for a moment. Holds are counted, over all that share the guest. Raises GuestDied."""
+
+    def release(self) -> None:
+        """End a hold; with the last one the CPUs run again, unless they were paused. Raises GuestDied."""
 
     def registers(self) -> list[CpuRegisters]:
         """Every vCPU's registers."""

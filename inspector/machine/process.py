@@ -36,7 +36,7 @@ class QemuProcess:
         """QEMU's process id, once the supervisor has told it."""
         self.exited = threading.Event()
         self.why = ""
-        """How QEMU ended, for a person, once `exited`."""
+        """How QEMU ended, for a person; set before `on_exit` is called, and that before `exited`."""
         self._on_exit = on_exit
         self.ram_fd = os.memfd_create("kmi-ram")
         os.ftruncate(self.ram_fd, config.memory)
@@ -89,8 +89,8 @@ class QemuProcess:
         self._supervisor.wait()
         shutil.rmtree(self.folder, ignore_errors=True)  # where the supervisor could not
         self.why = why
-        self.exited.set()
         self._on_exit(why)
+        self.exited.set()
 
     def _drop_lifeline(self) -> None:
         with suppress(OSError):

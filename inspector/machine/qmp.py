@@ -42,10 +42,17 @@ class _Listener(EventListener):
 class Qmp:
     """A QMP connection over a connected socket. `on_event(name, data)` runs on the loop's thread: be brief.
 
-    Raises GuestDied where QEMU goes before it has greeted.
+    `gone(message)` makes the error for a QEMU that hung up: it may know why. Raises that.
     """
 
-    def __init__(self, channel: socket.socket, on_event: EventCallback, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        on_event: EventCallback,
+        gone: Callable[[str], GuestDied] = GuestDied,
+        timeout: float = 30.0,
+    ) -> None:
+        self._gone = gone
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kmi-qmp", daemon=True)
         self._thread.start()
@@ -75,7 +82,7 @@ class Qmp:
         except ExecuteError as error:
             raise QmpError(f"QEMU refused {what}: {error}") from error
         except (ExecInterruptedError, ConnectError, StateError, concurrent.futures.CancelledError) as error:
-            raise GuestDied(f"QEMU is gone: it did not answer {what}") from error
+            raise self._gone(f"QEMU is gone: it did not answer {what}") from error
         except QMPError as error:
             raise MachineError(f"QMP went wrong at {what}: {error}") from error
 

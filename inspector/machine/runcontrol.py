@@ -40,6 +40,8 @@ class RunControl:
         self._gdb_running = False
         self._resumes = 0
         self._asked = ""
+        self._holds = 0
+        self._held = False  # the holds alone keep the guest stopped: the last release lets it run
         self._stop: Stop | None = None
         self._panicked = False
         self._dead: str | None = None
@@ -107,9 +109,9 @@ class RunControl:
 
     def _settle(self) -> None:
         state = self._state()
-        if state != self._told:
-            if state.running:
-                self._asked = ""
+        if state.running and not self._told.running:
+            self._asked = ""
+        if state != self._told and not state.held:
             self._told = state
             for listener in self._listeners:
                 self._news.put(lambda listener=listener: listener(state))  # type: ignore[misc]
@@ -131,7 +133,7 @@ class RunControl:
             return RunState("panicked", "panicked")
         if self._stop and self._stop.reason != "signal-received":
             return RunState("breakpoint", str(self._stop))
-        return RunState("paused", self._asked or "paused by QEMU's monitor")
+        return RunState("paused", self._asked or "paused by QEMU's monitor", self._held)
 
     def state(self) -> RunState:
         """How it stands now."""
@@ -164,38 +166,74 @@ class RunControl:
         self.check_alive()
 
     def pause(self, who: str = "user") -> None:
-        """Stop the CPUs, and return once they are; nothing where they are. Raises GuestDied, MachineError."""
+        """Stop the CPUs, and return once they are stopped. Raises GuestDied, MachineError."""
         with self._order:
             self.check_alive()
             with self._changed:
-                if not self._state().running:
-                    return
-                self._asked = f"paused by {who}"
-                gdb = self._gdb if self._gdb_running else None
-            if gdb:
-                # through gdb: a QMP stop could fall into a step over a breakpoint, which gdb would continue
-                with suppress(GdbError, MachineError):
-                    gdb.interrupt()
-                    self._await(lambda: not self._state().running, _GDB_STOP, "stop")
-            if self.state().running:
-                self._monitor().execute("stop")
-                self._await(lambda: not self._state().running, _SETTLE, "stop")
+                if self._held:
+                    self._held, self._asked = False, f"paused by {who}"
+                    self._settle()
+            self._stop_cpus(f"paused by {who}")
 
     def resume(self) -> None:
-        """Let the CPUs run, whoever stopped them. Nothing where they run. Raises GuestDied, MachineError."""
+        """Let the CPUs run, whoever stopped them; with holds, at the last one's end. Raises like `pause`."""
         with self._order:
             self.check_alive()
-            if self.state().running:
-                return
-            if self._gdb_lost:  # its breakpoints are still in the stub: a new connection clears them
-                self.gdb()
-            with self._changed:
-                before, gdb = self._resumes, self._gdb
-            if gdb:
-                gdb.continue_()
+            if self._holds:
+                self._held = True
             else:
-                self._monitor().execute("cont")
-            self._await(lambda: self._resumes > before, _SETTLE, "run on")
+                self._start_cpus()
+
+    def hold(self, who: str = "a reading") -> None:
+        """Stop the CPUs for a moment; holds are counted. Raises like `pause`."""
+        with self._order:
+            self.check_alive()
+            with self._changed:
+                first = self.state().running and not self._holds
+                self._held = self._held or first
+            try:
+                self._stop_cpus(f"held by {who}")
+            except BaseException:
+                self._held = self._held and not first
+                raise
+            self._holds += 1
+
+    def release(self) -> None:
+        """End a hold; with the last one the CPUs run again, unless they were paused. Raises like `pause`."""
+        with self._order:
+            self._holds = max(0, self._holds - 1)
+            if self._held and not self._holds:
+                self._held = False
+                self.check_alive()
+                self._start_cpus()
+
+    def _stop_cpus(self, why: str) -> None:
+        with self._changed:
+            if not self._state().running:
+                return
+            self._asked = why
+            gdb = self._gdb if self._gdb_running else None
+        if gdb:
+            # through gdb: a QMP stop could fall into a step over a breakpoint, which gdb would continue
+            with suppress(GdbError, MachineError):
+                gdb.interrupt()
+                self._await(lambda: not self._state().running, _GDB_STOP, "stop")
+        if self.state().running:
+            self._monitor().execute("stop")
+            self._await(lambda: not self._state().running, _SETTLE, "stop")
+
+    def _start_cpus(self) -> None:
+        if self.state().running:
+            return
+        if self._gdb_lost:  # its breakpoints are still in the stub: a new connection clears them
+            self.gdb()
+        with self._changed:
+            before, gdb = self._resumes, self._gdb
+        if gdb:
+            gdb.continue_()
+        else:
+            self._monitor().execute("cont")
+        self._await(lambda: self._resumes > before, _SETTLE, "run on")
 
     def wait_stop(self, timeout: float) -> RunState | None:
         """Wait until the CPUs stop, whoever stops them; None after `timeout` seconds. Raises GuestDied."""
@@ -234,7 +272,7 @@ class RunControl:
                 self._settle()
             self._await(lambda: not self._state().running, _SETTLE, "stop for gdb")
             if was_running:
-                self.resume()
+                self._start_cpus()
             return gdb
 
     def _monitor(self) -> Qmp:

@@ -22,6 +22,7 @@ _PUT_CHUNK = 16384
 _KILL_GRACE = 10.0
 _PAUSED_GRACE = 2.0
 _SLICE = 0.1
+_REASON = 3.0
 
 
 class _Request:
@@ -54,6 +55,7 @@ class Shell:
         self._requests: dict[int, _Request] = {}
         self._next = 1
         self._dead: MachineError | None = None
+        self._failed = threading.Event()
         self.hello = threading.Event()
         """Set once the agent has spoken."""
         self.agent_pid = 0
@@ -69,7 +71,7 @@ class Shell:
             except OSError:
                 data = b""
             if not data:
-                self.fail(GuestDied("the guest is gone: its shell channel ended"))
+                self._explain()
                 return
             for frame in decoder.feed(data):
                 self._take(frame)
@@ -106,7 +108,15 @@ class Shell:
         """The channel is gone: every waiter, now and later, gets `error`; the first one stands."""
         with self._lock:
             self._dead = self._dead or error
+            self._failed.set()
         self._fail_requests(self._dead)
+
+    def _explain(self) -> MachineError:
+        """Why the channel ended: whoever watches QEMU says so moments later."""
+        if not self._failed.wait(_REASON):
+            self.fail(GuestDied("the guest is gone: its shell channel ended"))
+        assert self._dead is not None
+        return self._dead
 
     def _fail_requests(self, error: MachineError) -> None:
         with self._lock:
@@ -123,7 +133,7 @@ class Shell:
         except BlockingIOError as error:
             raise MachineError("the guest takes nothing from its shell channel: is it hung?") from error
         except OSError as error:
-            raise self._dead or GuestDied("the guest is gone: its shell channel is closed") from error
+            raise self._explain() from error
 
     def _begin(self) -> tuple[int, _Request]:
         with self._lock:
