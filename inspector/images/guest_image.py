@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from inspector.errors import ImageError, SetupError
+from inspector.images import cpio
 from inspector.images.cache import cache_dir, install, locked, require_space, scratch
 from inspector.images.cpio import Entry, device, directory, file, link, write_cpio
 from inspector.images.kernels import KernelFiles
@@ -54,7 +55,7 @@ def guest_image(
 def _key(kernel: KernelFiles | None, extra: Mapping[str, Path]) -> str:
     """A name for all that goes into an image: the same inputs give the same name."""
     digest = hashlib.sha256()
-    for path in sorted([*_sources(), Path(__file__), _busybox()]):
+    for path in sorted([*_sources(), Path(__file__), Path(cpio.__file__), _busybox()]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     digest.update(_compiler_version())
     if kernel and kernel.modules_dir:
@@ -153,6 +154,9 @@ def _decompressed(path: Path) -> bytes:
 def _busybox() -> Path:
     if not BUSYBOX.exists():
         raise SetupError(f"{BUSYBOX} is missing: apt-get install busybox-static")
+    with BUSYBOX.open("rb") as binary:
+        if b"/ld-linux" in binary.read(4096):  # PT_INTERP follows the program headers
+            raise SetupError(f"{BUSYBOX} is not static: apt-get install busybox-static")
     return BUSYBOX
 
 

@@ -8,10 +8,12 @@ static const char usage[] =
 
 int main(int argc, char **argv)
 {
-	int syscalls = argc > 1 && !strcmp(argv[1], "--syscall");
 	volatile unsigned long count = 0;
+	int syscalls = argc > 1;
 
 	help_or_die(argc, argv, 0, usage);
+	if (syscalls && strcmp(argv[1], "--syscall"))
+		die("unknown option %s; see burn --help", argv[1]);
 	printf("%d\n", getpid());
 	fflush(stdout);
 	for (;;) {

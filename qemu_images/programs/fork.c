@@ -16,8 +16,12 @@ int main(int argc, char **argv)
 
 	help_or_die(argc, argv, 1, usage);
 	size = parse_size(argv[1]);
-	if (argc > 2 && !strcmp(argv[2], "--thp"))
-		advice = MADV_HUGEPAGE;
+	if (argc > 2) {
+		if (!strcmp(argv[2], "--thp"))
+			advice = MADV_HUGEPAGE;
+		else if (strcmp(argv[2], "--no-thp"))
+			die("unknown option %s; see fork --help", argv[2]);
+	}
 	start = map_aligned(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
 	madvise(start, size, advice);
 	name_mapping(start, size, "fork");

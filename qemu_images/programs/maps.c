@@ -89,6 +89,8 @@ int main(int argc, char **argv)
 	char *deep;
 
 	help_or_die(argc, argv, 0, usage);
+	if (argc > 1)
+		die("unknown option %s; see maps --help", argv[1]);
 	snprintf(folder, sizeof(folder), "/tmp/maps.%d", getpid());
 	if (mkdir(folder, 0700))
 		die("cannot make %s", folder);

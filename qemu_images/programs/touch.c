@@ -66,7 +66,10 @@ int main(int argc, char **argv)
 		size = (size + huge - 1) & -huge;
 		reserve(huge, size / huge);
 		flags |= MAP_HUGETLB | (huge == GIB ? MAP_HUGE_1GB : MAP_HUGE_2MB);
-		start = map(NULL, size, PROT_READ | PROT_WRITE, flags, -1);
+		start = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+		if (start == MAP_FAILED)
+			die("not enough huge pages; reserve them at boot (hugepagesz=%s hugepages=N)",
+			    huge == GIB ? "1G" : "2M");
 	} else {
 		start = map_aligned(size, PROT_READ | PROT_WRITE, flags);
 		if (advice && madvise(start, size, advice))

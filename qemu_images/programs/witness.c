@@ -63,7 +63,8 @@ int main(int argc, char **argv)
 	int count = argc - 2;
 
 	help_or_die(argc, argv, 2, "usage: witness SECONDS FILE[@OFFSET+LENGTH]...\n"
-				   "Read the files, sleep under the name witness-ready, read them again, print both.\n");
+				   "Read the files, sleep under the name witness-ready, read them again, print both.\n"
+				   "example: witness 0.1 /proc/buddyinfo /proc/1/pagemap@0x2000+64\n");
 	struct file files[count];
 
 	for (int i = 0; i < count; i++) {
