@@ -1,8 +1,8 @@
 """BTF, the BPF Type Format: the kernel's C types as the kernel itself carries them.
 
-Source: include/uapi/linux/btf.h, Documentation/bpf/btf.rst. Since 7.1 ("bpf: Extend
-BTF UAPI vlen, kinds to use unused bits") the kind takes 7 bits and vlen 24; the bits were zero before, so the wide
-masks read both. 7.1 also adds a layout section, which gives the sizes of kinds that a reader does not know.
+Source: include/uapi/linux/btf.h, Documentation/bpf/btf.rst. Since 7.1 ("bpf: Extend BTF UAPI vlen, kinds to
+use unused bits") the kind takes 7 bits and vlen 24; the bits were zero before, so the wide masks read both.
+7.1 also adds a layout section, which gives the sizes of kinds that a reader does not know.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Btf(TypeTable):
         self.base = base
         self.pointer_size = pointer_size
         self.data = np.frombuffer(data, np.uint8)
-        view = memoryview(self.data)
+        view = self.data.data
         types, strings, layout = _sections(view)
         self._words = np.frombuffer(view[types], "<u4")
         self._strings = bytes(view[strings])
@@ -270,7 +270,7 @@ class Btf(TypeTable):
 
     def _find(self, name: str) -> Type:
         keyword, _, rest = name.partition(" ")
-        kinds = _FINDABLE
+        kinds: tuple[BtfKind, ...] = _FINDABLE
         if rest and keyword in ("struct", "union", "enum"):
             kinds, name = tuple(k for k in kinds if k.name.lower().startswith(keyword)), rest
         ids = self._ids(name, *kinds)

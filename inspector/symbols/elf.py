@@ -50,7 +50,7 @@ class Vmlinux:
         for section in self._elf.iter_sections():
             if isinstance(section, NoteSection):
                 for note in section.iter_notes():
-                    if note["n_type"] == "NT_GNU_BUILD_ID":
+                    if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
                         return str(note["n_desc"])
         return None
 
@@ -99,7 +99,7 @@ class Vmlinux:
         for index, section in enumerate(self._elf.iter_sections()):
             letters[index] = ord(_letter(section))
         letters[_SHN_ABS] = ord("A")
-        found = letters[rows["shndx"]]
+        found: NDArray[np.uint8] = letters[rows["shndx"]]
         binding = rows["info"] >> 4
         found[binding == _STB_WEAK] = ord("W")
         local = (binding == _STB_LOCAL) & (found != ord("?"))

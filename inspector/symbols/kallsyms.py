@@ -5,7 +5,7 @@ Source: kernel/kallsyms.c, scripts/kallsyms.c. What the readers must know of its
   A length over 127 takes two bytes since 6.1 (commit 73bbb94466fd).
 - 4.6 (commit 2213e9a66bb8): 32-bit offsets from kallsyms_relative_base; with per-CPU symbols absolute,
   offsets from zero up are absolute values and negative ones count down from the base less one.
-- 6.0 (commit 5fd8fea935a1): VMCOREINFO names the tables: their order, which 6.2 and 6.4 changed, is no matter.
+- 6.0 (commit 5fd8fea935a1): VMCOREINFO names the tables; their order, changed in 6.2 and 6.4, is no matter.
 - 6.11 (commit 64e166099b69): whole addresses are gone.  6.15 (commit 01157ddc58dc): absolute per-CPU is gone.
 - 7.0 (commit a081b5789255): no base; an offset counts from its own place in the table.
 """

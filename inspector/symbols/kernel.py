@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import MappingProxyType
 
@@ -49,6 +50,8 @@ class Kernel:
         self.symbols = symbols
         self.types = types
         self.vmcoreinfo = vmcoreinfo
+        # How to make memory stand still for a compound answer; whoever runs the guest puts it here.
+        self.still: Callable[[], AbstractContextManager[None]] = nullcontext
         self.profile = profile
         self.phases = phases
         self._fields: dict[tuple[int, str], Field | None] = {}
@@ -115,7 +118,7 @@ class Kernel:
         return self._cpu_mask("__cpu_online_mask")
 
     def per_cpu(self, symbol: str, cpu: int) -> VirtAddr:
-        """One CPU's copy of a per-CPU variable (C: &per_cpu(symbol, cpu)). Raises NoSuchSymbol, UsageError."""
+        """One CPU's copy of a per-CPU variable (C: &per_cpu(x, cpu)). Raises NoSuchSymbol, UsageError."""
         return self.per_cpu_address(self.symbol(symbol), cpu)
 
     def per_cpu_address(self, base: VirtAddr, cpu: int) -> VirtAddr:

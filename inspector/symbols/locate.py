@@ -1,7 +1,7 @@
 """Where Linux is in a guest's memory, found from the registers of one CPU, however much RAM there is.
 
-The way: CR3 -> page tables -> IDT -> a handler in kernel text -> the mappings of the kernel image -> a pointer
-there to the page that begins with OSRELEASE=.
+The way: CR3 -> page tables -> IDT -> a handler in kernel text -> the mappings of the kernel image -> a
+pointer there to the page that begins with OSRELEASE=.
 """
 
 from __future__ import annotations

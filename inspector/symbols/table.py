@@ -17,7 +17,7 @@ _PAST_THE_LAST = 4096  # bytes that the last symbol may have: it is _end, or wha
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """One symbol. `kind` is the letter that nm writes: T text, D data, B bss, R read-only, A absolute, W weak."""
+    """One symbol. `kind` is nm's letter for it: T text, D data, B bss, R read-only, A absolute, W weak."""
 
     name: str
     address: VirtAddr
@@ -63,7 +63,7 @@ class SymbolTable:
     def __init__(self, arrays: SymbolArrays, offset: int = 0) -> None:
         self.arrays = arrays
         self.offset = offset
-        self._names = memoryview(arrays.names).cast("B")
+        self._names = arrays.names.data
 
     @classmethod
     def of(cls, symbols: Iterable[Symbol], floor: int = 0, offset: int = 0) -> SymbolTable:
@@ -92,7 +92,7 @@ class SymbolTable:
         return bool(self._rows(name.encode()))
 
     def address(self, name: str) -> VirtAddr:
-        """The symbol's address, KASLR included; of several with that name, the lowest. Raises NoSuchSymbol."""
+        """Its address, KASLR included; of several with that name, the lowest. Raises NoSuchSymbol."""
         rows = self._rows(name.encode())
         if not rows:
             raise NoSuchSymbol(self._missing(name))

@@ -30,7 +30,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """One C type. `size` in bytes; `target` is what a pointer points to or an array holds; `id` its table's own."""
+    """A C type, `size` in bytes; `target` is what a pointer or an array is of; `id` the table's own."""
 
     kind: Kind
     name: str
@@ -59,7 +59,7 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member as declared. `bit_offset` counts from the struct's start; `bit_size` is 0 unless a bitfield."""
+    """A member as declared. `bit_offset` counts from the struct's start; `bit_size` is for bitfields."""
 
     name: str
     type: Type
@@ -69,7 +69,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A member reached by a path, `offset` bytes into the outermost type; a bitfield has `bit_size` bits from `bit_shift`."""
+    """A member reached by a path, `offset` bytes into the outermost type.
+
+    A bitfield is the `bit_size` bits from bit `bit_shift` of the value there; otherwise `bit_size` is 0.
+    """
 
     type: Type
     offset: int

@@ -1,8 +1,8 @@
 """VMCOREINFO: the text in which a kernel tells crash tools where its memory keeps what.
 
-Source: kernel/vmcore_info.c (kernel/crash_core.c before 6.9, commit 443cbaf9e2fd) and its parts per architecture.
-`SYMBOL(x)` and `KERNELOFFSET` are hexadecimal without a prefix; `SIZE`, `OFFSET` and `LENGTH` are decimal; `NUMBER`
-is signed decimal, or hexadecimal behind 0x (VMALLOC_START).
+Source: kernel/vmcore_info.c (kernel/crash_core.c before 6.9, commit 443cbaf9e2fd), and arch/.
+`SYMBOL(x)` and `KERNELOFFSET` are hexadecimal without a prefix; `SIZE`, `OFFSET` and `LENGTH` are decimal;
+`NUMBER` is signed decimal, or hexadecimal behind 0x (VMALLOC_START).
 """
 
 from __future__ import annotations
