@@ -55,11 +55,22 @@ class Shape:
     executable: Test
     memory_type: tuple[int, ...] = ()  # the bits of the memory-type index, lowest first
     pkey: tuple[int, ...] = ()  # the bits of the protection key, lowest first
+    flags: tuple[EntryFlag, ...] = ()  # those of the format that this kind of entry has
 
     @property
     def leaf(self) -> bool:
         """Does the entry map memory, rather than lead to a table?"""
         return self.kind is not EntryKind.TABLE
+
+    def names(self, entry: int) -> tuple[str, ...]:
+        """The names of the flags that a raw entry sets, lowest bit first; a field as `PKEY=3`."""
+        return tuple(
+            [
+                flag.name if flag.width == 1 else f"{flag.name}={flag.value(entry)}"
+                for flag in self.flags
+                if entry >> flag.bit & (1 << flag.width) - 1
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +163,6 @@ class PagingFormat:
         """Which raw entries are present (it tells apart the rows of scan(nonpresent=True))."""
         there: NDArray[np.bool_] = (entries & np.uint64(self.present_mask)) != 0
         return there
-
-    def flags_of(self, shape: Shape | None, entry: int) -> tuple[str, ...]:
-        """The names of the flags that are set, lowest bit first, a field as `PKEY=3`; () if not present."""
-        if shape is None:
-            return ()
-        return tuple(
-            flag.name if flag.width == 1 else f"{flag.name}={flag.value(entry)}"
-            for flag in self.flags
-            if shape.kind in flag.kinds and flag.value(entry)
-        )
 
 
 def field(bits: tuple[int, ...], entry: int) -> int:

@@ -57,11 +57,11 @@ def scan(
     hold a leaf (swapped-out pages are kept there): pa and rights are 0, format.present() tells them apart.
     Raises CorruptGuest where a level has over `limit` entries to read: tables that lead to themselves do.
     """
-    last = min(end, 1 << 64) - 1
+    start, last = max(start, 0), min(end, 1 << 64) - 1
     found = _Found()
     if start > last:
         return found.rows()
-    whole = start <= 0 and last == (1 << 64) - 1
+    whole = start == 0 and last == (1 << 64) - 1
     tables = np.array([root], U64)
     bases = np.zeros(1, U64)
     rights = np.full(1, Right.W | Right.U | Right.X, np.uint8)

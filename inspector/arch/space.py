@@ -53,7 +53,7 @@ class AddressSpace:
         return None if delta is None else PhysAddr(va + delta)
 
     def read(self, va: VirtAddr, size: int) -> bytes:
-        """A copy of `size` bytes. Raises PageFault, or OutsideRam where the page is not RAM."""
+        """A copy of `size` bytes. Raises PageFault, OutsideRam where a page is not RAM, or as scan()."""
         if (va & self._page_mask) + size <= self._page_mask + 1:
             return self.memory.read(self._phys(va), size)
         return b"".join(self.memory.read(pa, length) for pa, length in self._runs(va, size))

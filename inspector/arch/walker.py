@@ -132,7 +132,7 @@ def walk(memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, va: VirtA
         shape = level.shape(entry)
         bad = shape.reserved & entry if shape else 0
         target = PhysAddr(entry & shape.address) if shape and not bad else None
-        flags = format.flags_of(shape, entry)
+        flags = shape.names(entry) if shape else ()
         steps.append(WalkStep(level, index, address, entry, flags, shape, target))
         if shape is None or target is None:
             fault = _bad_entry(level, address, entry, bad)

@@ -53,33 +53,34 @@ def x86_64(levels: int = 4, maxphyaddr: int = 52, nx: bool = True) -> PagingForm
     supported (CPUID 80000001H:EDX.Page1GB).
     """
     above = _bits(maxphyaddr, 51) | (0 if nx else _NX)
-    rights = {"writable": (_RW, _RW), "user": (_US, _US), "executable": (_NX if nx else 0, 0)}
-    pkey = (59, 60, 61, 62)
 
-    def table(address: int, may_be_large: bool) -> Shape:
-        test = (_P | _PS, _P) if may_be_large else (_P, _P)
-        # Where no large page is possible PS is reserved.
-        reserved = above | (0 if may_be_large else _PS)
-        return Shape(EntryKind.TABLE, test, address, reserved, memory_type=(3, 4), **rights)
-
-    def large(shift: int) -> Shape:
+    def shape(kind: EntryKind, test: int, value: int, low: int, reserved: int, pat: int = 0) -> Shape:
+        """An entry whose address begins at bit `low`."""
+        leaf = kind is not EntryKind.TABLE
         return Shape(
-            EntryKind.LARGE,
-            (_P | _PS, _P | _PS),
-            _bits(shift, maxphyaddr - 1),
-            above | _bits(13, shift - 1),
-            memory_type=(3, 4, 12),
-            pkey=pkey,
-            **rights,
+            kind=kind,
+            test=(test, value),
+            address=_bits(low, maxphyaddr - 1),
+            reserved=above | reserved,
+            writable=(_RW, _RW),
+            user=(_US, _US),
+            executable=(_NX if nx else 0, 0),
+            memory_type=(3, 4, pat) if leaf else (3, 4),
+            pkey=(59, 60, 61, 62) if leaf else (),
+            flags=tuple(flag for flag in FLAGS if kind in flag.kinds),
         )
 
-    address = _bits(12, maxphyaddr - 1)
-    page = Shape(EntryKind.PAGE, (_P, _P), address, above, memory_type=(3, 4, 7), pkey=pkey, **rights)
+    def large(low: int) -> Shape:
+        return shape(EntryKind.LARGE, _P | _PS, _P | _PS, low, _bits(13, low - 1), pat=12)
+
+    top = shape(EntryKind.TABLE, _P, _P, 12, _PS)  # no large page is possible, so PS is reserved
+    table = shape(EntryKind.TABLE, _P | _PS, _P, 12, 0)
+    page = shape(EntryKind.PAGE, _P, _P, 12, 0, pat=7)
     tree = (
-        Level("PGD", 48, 9, "PML5E", (table(address, False),)),
-        Level("P4D" if levels == 5 else "PGD", 39, 9, "PML4E", (table(address, False),)),
-        Level("PUD", 30, 9, "PDPTE", (large(30), table(address, True))),
-        Level("PMD", 21, 9, "PDE", (large(21), table(address, True))),
+        Level("PGD", 48, 9, "PML5E", (top,)),
+        Level("P4D" if levels == 5 else "PGD", 39, 9, "PML4E", (top,)),
+        Level("PUD", 30, 9, "PDPTE", (large(30), table)),
+        Level("PMD", 21, 9, "PDE", (large(21), table)),
         Level("PTE", 12, 9, "PTE", (page,)),
     )
     return PagingFormat(
@@ -95,8 +96,8 @@ def x86_64(levels: int = 4, maxphyaddr: int = 52, nx: bool = True) -> PagingForm
     )
 
 
-X86_64_4LEVEL = x86_64(levels=4)
-X86_64_5LEVEL = x86_64(levels=5)
+X86_64_4LEVEL = x86_64(levels=4, nx=True)
+X86_64_5LEVEL = x86_64(levels=5, nx=True)
 
 _CR0_PG, _CR4_PAE, _CR4_LA57, _EFER_LMA, _EFER_NXE = 1 << 31, 1 << 5, 1 << 12, 1 << 10, 1 << 11
 

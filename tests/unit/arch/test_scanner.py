@@ -73,6 +73,8 @@ def test_a_range_cuts_on_every_level(tables: Tables) -> None:
     assert starts(0, 1 << 63) == [0x1000, 0x2000, 0x3000, MIB2, GIB]
     assert starts(0x2000, 0x2000) == []
     assert starts(0x3000, 0x1000) == []
+    assert starts(-5, 0x1001) == [0x1000]
+    assert starts(1 << 64, 1 << 65) == []
 
 
 def test_what_the_mmu_would_not_use_is_no_mapping(tables: Tables) -> None:

@@ -14,6 +14,11 @@ def test_registers_choose_the_format() -> None:
     assert paging_of(CR0, 0xE610000, CR4, EFER) == (X86_64_4LEVEL, 0xE610000)
 
 
+def test_the_usual_formats_are_the_same_objects() -> None:
+    assert paging_of(CR0, 0, CR4_LA57, EFER)[0] is X86_64_5LEVEL
+    assert paging_of(CR0, 0, CR4, EFER)[0] is X86_64_4LEVEL
+
+
 def test_cr3_is_stripped_of_pcid_and_lam() -> None:
     assert paging_of(CR0, 0x6000_0000_1234_5ABC, CR4, EFER)[1] == 0x12345000
 
@@ -69,7 +74,7 @@ def test_flags_of_entries(kind: EntryKind, level: str, entry: int, names: list[s
     shape = next(level_.shape(entry) for level_ in X86_64_4LEVEL.levels if level_.name == level)
     assert shape is not None
     assert shape.kind is kind
-    assert list(X86_64_4LEVEL.flags_of(shape, entry)) == names
+    assert list(shape.names(entry)) == names
 
 
 @pytest.mark.parametrize("kind", list(EntryKind))
