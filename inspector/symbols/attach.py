@@ -14,6 +14,7 @@ from inspector.symbols.btf import Btf
 from inspector.symbols.kallsyms import KallsymsTables, read_kallsyms
 from inspector.symbols.kernel import Kernel
 from inspector.symbols.locate import CpuState, KernelLocation, locate
+from inspector.symbols.modules import KernelTypes
 from inspector.symbols.profile import Profile
 from inspector.symbols.table import SymbolTable
 from inspector.symbols.types import TypeTable
@@ -47,19 +48,21 @@ def attach(
     if kept:
         try:
             symbols = SymbolTable(kept.symbols, info.kaslr_offset)
-            types = Btf(kept.btf, starts=kept.btf_starts, pointer_size=space.format.pointer_size)
+            btf = Btf(kept.btf, starts=kept.btf_starts, pointer_size=space.format.pointer_size)
             if symbols.address("_stext") == info.symbol("_stext"):
                 clock.lap("index")
+                types = KernelTypes(btf, space, symbols)
                 return Kernel(memory, space, symbols, types, info, profile="warm", phases=clock.laps)
         except (BadFormat, NoSuchSymbol):
             pass  # the file is whole but wrong: build it anew
     symbols = _kallsyms(place, space)
     clock.lap("kallsyms")
-    types = _btf(symbols, space)
+    btf = _btf(symbols, space)
     clock.lap("BTF")
     if path:
-        profiles.save(path, Profile(symbols.arrays, types.data, types.starts))
+        profiles.save(path, Profile(symbols.arrays, btf.data, btf.starts))
         clock.lap("save")
+    types = KernelTypes(btf, space, symbols)
     return Kernel(memory, space, symbols, types, info, profile="cold", phases=clock.laps)
 
 
@@ -121,4 +124,7 @@ def _from_vmlinux(place: KernelLocation, space: AddressSpace, path: Path) -> tup
         raise BadFormat(
             f"{path} puts _stext elsewhere than the running kernel: it is another kernel's vmlinux"
         )
-    return symbols, file.types() or _btf(symbols, space)
+    types = file.types()
+    if types is None:
+        types = _btf(symbols, space)
+    return symbols, KernelTypes(types, space, symbols) if isinstance(types, Btf) else types

@@ -125,7 +125,7 @@ class Btf(TypeTable):
             np.uint8
         )
         self._types: dict[int, Type] = {}
-        self._found: dict[str, Type] = {}
+        self._found: dict[str, Type | None] = {}
 
     def __len__(self) -> int:
         """How many types, without those of the base."""
@@ -135,7 +135,10 @@ class Btf(TypeTable):
         """The struct, union, enum, typedef or base type of that name, `struct x` too. Raises NoSuchType."""
         if name not in self._found:
             self._found[name] = self._find(name)
-        return self._found[name]
+        found = self._found[name]
+        if found is None:
+            raise NoSuchType(f"the kernel has no type {name!r}")
+        return found
 
     def members(self, type_: Type) -> tuple[Member, ...]:
         """What a struct or union declares; one without a body is looked up by name. Raises NoSuchType."""
@@ -189,6 +192,11 @@ class Btf(TypeTable):
             return owner.type(int(owner._words[at + 2]))
         raise NoSuchType(f"BTF has no variable {name!r}")
 
+    @staticmethod
+    def serial_of(id_: int) -> int:
+        """The `serial` of the Btf that made a Type's id."""
+        return id_ >> _MODULE_IDS
+
     def string(self, offset: int) -> str:
         """A name by its offset. Raises BadFormat."""
         if offset < self._first_string and self.base:
@@ -210,31 +218,32 @@ class Btf(TypeTable):
         owner, kind, _, flag, at = self._head(id_)
         if owner is not self:
             return owner.type(id_, depth)
+        if kind is BtfKind.VOID:
+            return Type(Kind.VOID, "", 0, 0)
+        own = self._serial | id_
         name, _, size = self._words[at : at + 3].tolist()
         match kind:
             case _ if kind in _TRANSPARENT:
                 return self.type(size, depth + 1)
             case BtfKind.INT:
                 encoding = int(self._words[at + 3]) >> 24
-                return Type(Kind.INT, self.string(name), size, id_, signed=bool(encoding & _INT_SIGNED))
+                return Type(Kind.INT, self.string(name), size, own, signed=bool(encoding & _INT_SIGNED))
             case BtfKind.FLOAT:
-                return Type(Kind.FLOAT, self.string(name), size, id_)
+                return Type(Kind.FLOAT, self.string(name), size, own)
             case BtfKind.PTR:
-                return Type(Kind.POINTER, "", self.pointer_size, id_, target=self.type(size, depth + 1))
+                return Type(Kind.POINTER, "", self.pointer_size, own, target=self.type(size, depth + 1))
             case BtfKind.ARRAY:
                 element, _, count = self._words[at + 3 : at + 6].tolist()
                 target = self.type(element, depth + 1)
-                return Type(Kind.ARRAY, "", count * target.size, id_, target=target, count=count)
+                return Type(Kind.ARRAY, "", count * target.size, own, target=target, count=count)
             case BtfKind.STRUCT | BtfKind.UNION:
-                return Type(Kind[kind.name], self.string(name), size, self._serial | id_)
+                return Type(Kind[kind.name], self.string(name), size, own)
             case BtfKind.FWD:
-                return Type(Kind.UNION if flag else Kind.STRUCT, self.string(name), 0, self._serial | id_)
+                return Type(Kind.UNION if flag else Kind.STRUCT, self.string(name), 0, own)
             case BtfKind.ENUM | BtfKind.ENUM64:
-                return Type(Kind.ENUM, self.string(name), size, self._serial | id_, signed=flag)
+                return Type(Kind.ENUM, self.string(name), size, own, signed=flag)
             case BtfKind.FUNC | BtfKind.FUNC_PROTO:
-                return Type(Kind.FUNCTION, self.string(name), 0, id_)
-            case BtfKind.VOID:
-                return Type(Kind.VOID, "", 0, 0)
+                return Type(Kind.FUNCTION, self.string(name), 0, own)
         raise BadFormat(f"BTF: type {id_} is used as a C type, but its kind is {kind.name}")
 
     def _head(self, id_: int) -> tuple[Btf, BtfKind, int, bool, int]:
@@ -268,14 +277,14 @@ class Btf(TypeTable):
                 return Member(self.string(name), type_, offset + (encoding >> 16 & 0xFF), bits)
         return Member(self.string(name), type_, offset)
 
-    def _find(self, name: str) -> Type:
+    def _find(self, name: str) -> Type | None:
         keyword, _, rest = name.partition(" ")
         kinds: tuple[BtfKind, ...] = _FINDABLE
         if rest and keyword in ("struct", "union", "enum"):
             kinds, name = tuple(k for k in kinds if k.name.lower().startswith(keyword)), rest
         ids = self._ids(name, *kinds)
         if not ids:
-            raise NoSuchType(f"the kernel has no type {name!r}")
+            return None
         return self.type(min(ids, key=lambda id_: kinds.index(self._head(id_)[1])))
 
     def _ids(self, name: str, *kinds: BtfKind) -> list[int]:

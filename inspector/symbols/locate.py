@@ -66,7 +66,7 @@ def locate(memory: PhysicalMemory, cpu: CpuState) -> KernelLocation:
     try:
         format_, root = paging_of(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
     except BadFormat as error:
-        raise BadFormat(f"no Linux kernel found: {error}; {_NOT_BOOTED}") from error
+        raise BadFormat(f"no Linux kernel found: {error}") from error
     failure: BadFormat | None = None
     # Under page table isolation a CPU in user mode has the PGD without the kernel: try its sibling first.
     for candidate in dict.fromkeys((root & ~_PTI_USER_BIT, root)):
