@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector import images, machine, symbols
-from inspector.arch import AddressSpace, Walk, paging_of
+from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import UsageError
 from inspector.kernel import buddy, cpus, frames, pages, tasks, zones
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.pages import Page
+from inspector.kernel.tasks import Task
+from inspector.kernel.zones import Zone
 from inspector.machine import Completed, CpuRegisters, Machine, MachineConfig, RunState
+from inspector.machine.accel import AccelChoice
 from inspector.memory import MappedRam, RamBlock
 from inspector.progress import SILENT, Reporter
 from inspector.symbols import Kernel, Symbol
@@ -28,9 +30,6 @@ from inspector.units import Pfn, PhysAddr, VirtAddr, parse_size, printable
 
 DEFAULT_KERNEL = "debian-6.1"
 DEFAULT_MEMORY = "512M"
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class GuestInfo:
-    """What guest this is; `memory` and `kaslr_offset` in bytes, `attach_seconds` the time to find names and types."""
+    """What guest this is; `memory` and `kaslr_offset` in bytes, `attach_seconds` to find names and types."""
 
     name: str
     release: str
@@ -72,20 +71,6 @@ class FreeCounts:
     counts: NDArray[np.int64]
 
 
-def _stopped(method: Callable[Concatenate[Guest, P], R]) -> Callable[Concatenate[Guest, P], R]:
-    """Hold the guest still while a compound answer is read, unless it was asked to be read live."""
-
-    @functools.wraps(method)
-    def wrapper(self: Guest, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.live:
-            self.kernel.space.flush()
-            return method(self, *args, **kwargs)
-        with self.paused():
-            return method(self, *args, **kwargs)
-
-    return wrapper
-
-
 class Guest:
     """A running guest that can be asked. Close it, or use it as a context manager.
 
@@ -103,15 +88,24 @@ class Guest:
         blocks = tuple(RamBlock(PhysAddr(start), size, offset) for start, size, offset in machine.blocks)
         self.memory = MappedRam.from_fd(machine.ram_fd, blocks)
         try:
-            with self.paused(flush=False):
-                started = time.perf_counter()
-                self.kernel: Kernel = symbols.attach(
-                    self.memory, machine.registers()[0], cache=images.cache_dir(), vmlinux=vmlinux
-                )
-                self._attach_seconds = time.perf_counter() - started
+            started = time.perf_counter()
+            self.kernel: Kernel = self._attach(vmlinux)
+            self._attach_seconds = time.perf_counter() - started
         except BaseException:
             self.memory.close()
             raise
+        self.kernel.still = self.still
+
+    def _attach(self, vmlinux: Path | None) -> Kernel:
+        """Names and types, while the guest stands still."""
+        was_running = self.machine.running
+        self.machine.pause()
+        try:
+            cpu = self.machine.registers()[0]
+            return symbols.attach(self.memory, cpu, cache=images.cache_dir(), vmlinux=vmlinux)
+        finally:
+            if was_running and self.machine.alive:
+                self.machine.resume()
 
     def __enter__(self) -> Guest:
         return self
@@ -147,15 +141,14 @@ class Guest:
         self.machine.resume()
 
     @contextmanager
-    def paused(self, *, flush: bool = True) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """The guest stands still inside. Nests; a guest that was stopped before stays so after."""
         with self._lock:
             if not self._depth:
                 self._resume = self.machine.running
                 if self._resume:
                     self.machine.pause()
-                if flush:
-                    self.kernel.space.flush()
+                self.kernel.space.flush()
             self._depth += 1
             try:
                 yield
@@ -163,6 +156,13 @@ class Guest:
                 self._depth -= 1
                 if not self._depth and self._resume and self.machine.alive:
                     self.machine.resume()
+
+    def still(self) -> AbstractContextManager[None]:
+        """For a compound answer: paused(), unless `live` says to read while the guest runs."""
+        if not self.live:
+            return self.paused()
+        self.kernel.space.flush()
+        return nullcontext()
 
     def run(self, command: str, timeout: float = 30) -> Completed:
         """Run a shell command in the guest; `timeout` in seconds. Raises CommandTimeout, GuestDied."""
@@ -174,22 +174,22 @@ class Guest:
 
     # Names
 
-    @_stopped
     def info(self) -> GuestInfo:
         """What guest this is."""
-        return GuestInfo(
-            name=self.machine.name,
-            release=printable(self.kernel.release),
-            build_id=self.kernel.build_id,
-            accel=self.machine.accel,
-            memory=self.machine.memory_size,
-            cpus=self.machine.cpus,
-            paging=self.kernel.space.format.name,
-            kaslr_offset=self.kernel.kaslr_offset,
-            page_table_isolation=cpus.page_table_isolation(self.kernel),
-            profile=self.kernel.profile,
-            attach_seconds=self._attach_seconds,
-        )
+        with self.still():
+            return GuestInfo(
+                name=self.machine.name,
+                release=printable(self.kernel.release),
+                build_id=self.kernel.build_id,
+                accel=self.machine.accel,
+                memory=self.machine.memory_size,
+                cpus=self.machine.cpus,
+                paging=self.kernel.space.format.name,
+                kaslr_offset=self.kernel.kaslr_offset,
+                page_table_isolation=cpus.page_table_isolation(self.kernel),
+                profile=self.kernel.profile,
+                attach_seconds=self._attach_seconds,
+            )
 
     def symbol(self, name: str) -> VirtAddr:
         """The address of a kernel symbol. Raises NoSuchSymbol."""
@@ -205,92 +205,92 @@ class Guest:
         """Bytes at a guest-physical address. Raises OutsideRam."""
         return self.memory.read(address, size)
 
-    def read_virt(self, address: VirtAddr, size: int, task: tasks.Task | None = None) -> bytes:
+    def read_virt(self, address: VirtAddr, size: int, task: Task | None = None) -> bytes:
         """Bytes at a virtual address of a task, or of the kernel. Raises PageFault, OutsideRam."""
-        with self.paused():
+        with self.still():
             return (task.space if task else self.kernel.space).read(address, size)
 
     # Page tables
 
-    @_stopped
     def cpus(self) -> list[Cpu]:
         """Every CPU with its registers, page table root and current task."""
-        found = []
-        for registers in self.machine.registers():
-            _, root = self._paging(registers)
-            current = cpus.current_task(self.kernel, registers.cpu)
-            found.append(
-                Cpu(
-                    number=registers.cpu,
-                    registers=registers,
-                    root=root,
-                    root_kind=cpus.root_kind(self.kernel, root),
-                    pid=current.int("pid"),
-                    comm=printable(current.text("comm")),
+        with self.still():
+            found = []
+            for registers in self.machine.registers():
+                _, root = self._paging(registers)
+                current = cpus.current_task(self.kernel, registers.cpu)
+                found.append(
+                    Cpu(
+                        number=registers.cpu,
+                        registers=registers,
+                        root=root,
+                        root_kind=cpus.root_kind(self.kernel, root),
+                        pid=current.int("pid"),
+                        comm=printable(current.text("comm")),
+                    )
                 )
-            )
-        return found
+            return found
 
-    @_stopped
     def space(self, *, cpu: int | None = None, root: PhysAddr | None = None) -> AddressSpace:
         """The address space that a CPU's CR3 names, or any root; the kernel's own where neither is given."""
-        if cpu is not None and root is not None:
-            raise UsageError("give a CPU or a root, not both")
-        if cpu is not None:
-            registers = self.machine.registers()
-            if not 0 <= cpu < len(registers):
-                raise UsageError(f"no CPU {cpu}; this guest has 0 to {len(registers) - 1}")
-            return AddressSpace(self.memory, *self._paging(registers[cpu]))
-        if root is not None:
-            return AddressSpace(self.memory, self.kernel.space.format, root)
-        return self.kernel.space
+        with self.still():
+            if cpu is not None and root is not None:
+                raise UsageError("give a CPU or a root, not both")
+            if cpu is not None:
+                registers = self.machine.registers()
+                if not 0 <= cpu < len(registers):
+                    raise UsageError(f"no CPU {cpu}; this guest has 0 to {len(registers) - 1}")
+                return AddressSpace(self.memory, *self._paging(registers[cpu]))
+            if root is not None:
+                return AddressSpace(self.memory, self.kernel.space.format, root)
+            return self.kernel.space
 
     def walk(self, va: VirtAddr, *, cpu: int | None = None, root: PhysAddr | None = None) -> Walk:
-        """Follow an address from a CPU's CR3, from any root, or from the kernel's own; task.walk() for a task's."""
-        with self.paused():
+        """Follow an address from a CPU's CR3, any root, or the kernel's own; task.walk() for a task's."""
+        with self.still():
             return self.space(cpu=cpu, root=root).walk(va)
 
     @staticmethod
-    def _paging(registers: CpuRegisters) -> tuple[symbols.PagingFormat, PhysAddr]:
+    def _paging(registers: CpuRegisters) -> tuple[PagingFormat, PhysAddr]:
         return paging_of(registers.cr0, registers.cr3, registers.cr4, registers.efer)
 
     # Linux
 
-    @_stopped
-    def tasks(self, threads: bool = False) -> list[tasks.Task]:
+    def tasks(self, threads: bool = False) -> list[Task]:
         """Every process by PID, kernel threads too; with `threads` every thread."""
-        return tasks.tasks(self.kernel, threads)
+        with self.still():
+            return tasks.tasks(self.kernel, threads)
 
-    @_stopped
-    def task(self, pid: int) -> tasks.Task:
+    def task(self, pid: int) -> Task:
         """The process or thread with that PID. Raises NoSuchTask."""
-        return tasks.task(self.kernel, pid)
+        with self.still():
+            return tasks.task(self.kernel, pid)
 
-    @_stopped
-    def zones(self) -> list[zones.Zone]:
+    def zones(self) -> list[Zone]:
         """Every zone of every node: sizes, watermarks, free counts, in pages."""
-        return zones.zones(self.kernel)
+        with self.still():
+            return zones.zones(self.kernel)
 
-    @_stopped
     def buddy(self) -> list[FreeCounts]:
         """Free blocks by migratetype and order, for each zone that has memory."""
-        names = buddy.migratetypes(self.kernel)
-        blocks = buddy.free_blocks(self.kernel, MemMap(self.kernel))
-        return [
-            FreeCounts(zone.node, zone.name, names, buddy.counts(blocks, zone, len(names)))
-            for zone in zones.zones(self.kernel)
-            if zone.populated
-        ]
+        with self.still():
+            names = buddy.migratetypes(self.kernel)
+            blocks = buddy.free_blocks(self.kernel, MemMap(self.kernel))
+            return [
+                FreeCounts(zone.node, zone.name, names, buddy.counts(blocks, zone, len(names)))
+                for zone in zones.zones(self.kernel)
+                if zone.populated
+            ]
 
-    @_stopped
-    def page(self, pfn: Pfn) -> pages.Page:
+    def page(self, pfn: Pfn) -> Page:
         """All that a frame's struct page says. Raises NoSuchFrame."""
-        return pages.page(self.kernel, pfn)
+        with self.still():
+            return pages.page(self.kernel, pfn)
 
-    @_stopped
     def frames(self) -> NDArray[np.void]:
         """A row a PFN for all of memory, as kernel.frames.FRAME."""
-        return frames.frames(self.kernel)
+        with self.still():
+            return frames.frames(self.kernel)
 
 
 def boot(
@@ -299,20 +299,30 @@ def boot(
     cpus: int = 1,
     *,
     initrd: Path | None = None,
-    name: str | None = None,
+    name: str = "",
     cmdline: str = "",
-    accel: str = "auto",
+    accel: AccelChoice = "auto",
     la57: bool = False,
     vmlinux: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Guest:
     """Boot a guest and attach to it. `kernel` is a name of `kmi kernels` or a bzImage or vmlinux.
 
-    The first time fetches the kernel and builds the guest image into the cache. Raises UsageError, ImageError,
-    BootError, SymbolsError; leaves nothing behind when it does.
+    With an `initrd` of the user's own there is no agent in the guest: run() and spawn() raise MachineError.
+    The first time fetches the kernel and builds the guest image into the cache. Raises UsageError,
+    ImageError, BootError, SymbolsError; leaves nothing behind when it does.
     """
-    config = configure(
-        kernel, memory, cpus, initrd=initrd, name=name, cmdline=cmdline, accel=accel, la57=la57, reporter=reporter
+    files = images.fetch_kernel(str(kernel), reporter)
+    config = MachineConfig(
+        kernel=files.bzimage,
+        initrd=initrd or images.guest_image(files, reporter),
+        memory=parse_size(memory) if isinstance(memory, str) else memory,
+        cpus=cpus,
+        cmdline=cmdline,
+        accel=accel,
+        la57=la57,
+        name=name,
+        agent=initrd is None,
     )
     started = machine.start(config, reporter)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,13 +17,10 @@ class Progress(Protocol):
 class Reporter(Protocol):
     """Where pieces of long work show themselves."""
 
-    def task(self, title: str, total: float | None = None, unit: str = "") -> _Task:
+    def task(
+        self, title: str, total: float | None = None, unit: str = ""
+    ) -> AbstractContextManager[Progress]:
         """Begin a piece of work; a context manager that gives its Progress."""
-
-
-class _Task(Protocol):
-    def __enter__(self) -> Progress: ...
-    def __exit__(self, *exc: object) -> None: ...
 
 
 class _Nothing:

@@ -15,7 +15,13 @@ from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
 FREE_BLOCK = np.dtype(
-    [("pfn", np.uint64), ("order", np.uint8), ("migratetype", np.uint8), ("node", np.uint16), ("zone", np.uint8)]
+    [
+        ("pfn", np.uint64),
+        ("order", np.uint8),
+        ("migratetype", np.uint8),
+        ("node", np.uint16),
+        ("zone", np.uint8),
+    ]
 )
 """A block of 2**order free pages that begins at `pfn`, on its zone's list of that migratetype."""
 
@@ -56,9 +62,9 @@ def migratetypes(kernel: Kernel) -> tuple[str, ...]:
 def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
     """Every block on a buddy free list, by PFN, as FREE_BLOCK rows.
 
-    Blocks are found by their page_type; which list each is on comes from following all lists at once. A CPU
-    that was stopped inside the allocator may hold one block between lists: it is left out. Raises CorruptGuest
-    where more blocks than CPUs are on no list.
+    Blocks are found by their page_type; which list each is on comes from following all lists at once.
+    A CPU that was stopped inside the allocator may hold one block between lists: it is left out.
+    Raises CorruptGuest where more blocks than CPUs are on no list.
     """
     lists_ = _free_lists(kernel)
     pfns = _buddy_pfns(memmap)
@@ -67,7 +73,9 @@ def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
     ends = _follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
     lost = ends < 0
     if lost.sum() > len(kernel.online_cpus()):
-        raise CorruptGuest(f"{lost.sum()} free blocks are on no free list; the first is PFN {int(pfns[lost][0]):#x}")
+        raise CorruptGuest(
+            f"{lost.sum()} free blocks are on no free list; the first is PFN {int(pfns[lost][0]):#x}"
+        )
     blocks = np.empty(int((~lost).sum()), FREE_BLOCK)
     blocks["pfn"] = pfns[~lost]
     for name in ("order", "migratetype", "node", "zone"):
@@ -118,7 +126,8 @@ def _buddy_pfns(memmap: MemMap) -> NDArray[np.uint64]:
     # ~PG_buddy up to 6.11; PGTY_buddy << 24 since 4ffca5a96678 (6.12): VMCOREINFO has either under one name.
     mark = np.uint32(memmap.kernel.vmcoreinfo.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF)
     found = [
-        np.flatnonzero(memmap.column(first, end, "page_type", "<u4") == mark).astype(np.uint64) + np.uint64(first)
+        np.flatnonzero(memmap.column(first, end, "page_type", "<u4") == mark).astype(np.uint64)
+        + np.uint64(first)
         for first, end in memmap.runs
     ]
     return np.concatenate(found)
@@ -127,9 +136,9 @@ def _buddy_pfns(memmap: MemMap) -> NDArray[np.uint64]:
 def _follow(
     links: NDArray[np.uint64], following: NDArray[np.uint64], heads: NDArray[np.uint64]
 ) -> NDArray[np.int64]:
-    """For each link the index of the head that its chain of pointers ends in; -1 where it ends nowhere or loops.
+    """For each link the index of the head that its chain of pointers ends in; -1 where it ends nowhere.
 
-    Each round doubles how far every link sees, so that a million links take twenty rounds and a loop cannot hold us.
+    Each round doubles how far every link sees: a million links take twenty rounds, and a loop holds nobody.
     """
     every = np.concatenate((links, heads))
     order = np.argsort(every)
@@ -144,7 +153,7 @@ def _follow(
 
 
 def _pcp_slots(kernel: Kernel, pcp: StructView) -> list[tuple[int, int]]:
-    """(order, migratetype) of each list. Since 44042b449872 (5.14) one for each pair; before, order 0 only."""
+    """(order, migratetype) of each list; 44042b449872 (5.14) made one for each pair, of order 0 before."""
     kinds = kernel.types.enum("migratetype")["MIGRATE_PCPTYPES"]
     slots = kernel.types.field(pcp.type.name, "lists").type.count
     huge = slots - _PCP_ORDERS * kinds

@@ -32,7 +32,7 @@ def root_kind(kernel: Kernel, root: PhysAddr) -> str:
 
 
 def current_task(kernel: Kernel, cpu: int) -> StructView:
-    """The struct task_struct that the CPU runs. Raises KernelError where the kernel keeps it in no known place."""
+    """The struct task_struct that the CPU runs. Raises KernelError where it is in no known place."""
     if kernel.types.has("pcpu_hot", "current_task"):  # e57ef2ed97c1 (6.2), gone again in 6.15
         hot = kernel.view("pcpu_hot", kernel.per_cpu("pcpu_hot", cpu))
         task = hot.deref("current_task")

@@ -73,7 +73,9 @@ def _heads(memmap: MemMap, first: int, end: int) -> NDArray[np.int64]:
     compound = memmap.column(first, end, "compound_head", "<u8")  # type: ignore[arg-type]
     rows = np.arange(end - first)
     tails = np.flatnonzero(compound & np.uint64(_TAIL))
-    found = ((compound[tails] - np.uint64(_TAIL + memmap.base)) // np.uint64(memmap.struct_size)).astype(np.int64) - first
+    found = ((compound[tails] - np.uint64(_TAIL + memmap.base)) // np.uint64(memmap.struct_size)).astype(
+        np.int64
+    ) - first
     inside = (found >= 0) & (found < rows.size)
     rows[tails[inside]] = found[inside]
     return rows

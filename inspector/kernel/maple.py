@@ -11,6 +11,7 @@ from inspector.units import VirtAddr
 
 _NODE_MASK = 0xFF  # nodes are 256-byte aligned; the low byte of a node pointer holds its type
 _TYPE_SHIFT, _TYPE_MASK = 3, 0xF
+_NOT_A_POINTER = 4096
 _MAX_DEPTH = 31  # MAPLE_HEIGHT_MAX
 _MAX_NODES = 1 << 20
 
@@ -31,14 +32,10 @@ def entries(tree: StructView) -> Iterator[Entry]:
     """
     root = tree.ptr("ma_root")
     top = tree.kernel.pointer_mask
-    if _is_node(root):
+    if root & 3 == 2 and root > _NOT_A_POINTER:  # xa_is_node(), include/linux/xarray.h
         yield from _Walk(tree.kernel).node(root, 0, top, 0)
     elif root:
         yield Entry(0, 0, root)  # a tree with one entry keeps it in the root pointer
-
-
-def _is_node(pointer: int) -> bool:
-    return pointer & 3 == 2 and pointer > 4096  # xa_is_node(), include/linux/xarray.h
 
 
 class _Walk:
@@ -47,7 +44,11 @@ class _Walk:
         types = kernel.types.enum("maple_type")
         # Both kinds of range node have the same layout; the one with gaps has fewer slots.
         plain, gaps = self._layout("maple_range_64"), self._layout("maple_arange_64")
-        self.layouts = {types["maple_leaf_64"]: plain, types["maple_range_64"]: plain, types["maple_arange_64"]: gaps}
+        self.layouts = {
+            types["maple_leaf_64"]: plain,
+            types["maple_range_64"]: plain,
+            types["maple_arange_64"]: gaps,
+        }
         self.leaves = {types["maple_leaf_64"]}
         self.visited = 0
 
@@ -72,8 +73,6 @@ class _Walk:
                 raise CorruptGuest(f"maple node {encoded:#x}: pivot {last:#x} outside {low:#x}-{high:#x}")
             value = words[slot_at // size + index]
             if kind not in self.leaves:
-                if not _is_node(value):
-                    raise CorruptGuest(f"maple node {encoded:#x}: slot {index} holds {value:#x}, not a node")
                 yield from self.node(value, low, last, depth + 1)
             elif value:
                 yield Entry(low, last, VirtAddr(value))

@@ -1,4 +1,4 @@
-"""mem_map: which PFNs have a struct page, and all of them as one array (include/linux/mmzone.h, SPARSEMEM_VMEMMAP)."""
+"""mem_map: which PFNs have a struct page, and all of them as one array (SPARSEMEM_VMEMMAP, mm/sparse.c)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_SECTIONS = 1 << 20
 
 
 class MemMap:
-    """The kernel's struct page array. Sections come and go only with memory hotplug: build it anew for each question."""
+    """The kernel's struct page array. Memory hotplug changes its runs: build it anew for each question."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -69,7 +69,7 @@ class MemMap:
         return pfn
 
     def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
-        """One member of every struct page from `first` to `end` exclusive, in place where memory lies in a row."""
+        """One member of the struct pages from `first` to `end` exclusive; no copy where memory is in a row."""
         offset = self.kernel.types.offsetof("page", path)
         raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
         width = np.dtype(dtype).itemsize
@@ -80,7 +80,7 @@ class MemMap:
         return self.kernel.view("page", self.address(pfn))
 
     def _present_sections(self) -> NDArray[np.bool_]:
-        """SECTION_HAS_MEM_MAP of each section; mem_section is an array of pointers to a page of sections each."""
+        """SECTION_HAS_MEM_MAP of each section; mem_section points to pages full of sections."""
         kernel = self.kernel
         size = kernel.types.sizeof("mem_section")
         per_root = self.page_size // size
@@ -97,4 +97,3 @@ class MemMap:
             maps = np.ascontiguousarray(page.reshape(per_root, size)[:, at : at + 8]).view(np.uint64)[:, 0]
             present[root] = (maps & _HAS_MEM_MAP) != 0
         return present.ravel()
-

@@ -1,4 +1,4 @@
-"""An address space: its page tables' root, its limits and counters (include/linux/mm_types.h, struct mm_struct)."""
+"""An address space: its page tables' root, limits and counters (struct mm_struct, linux/mm_types.h)."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ _TYPED = 0x80000000  # a page_type's top bit: the word is a type, not a mapcount
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A struct page. `mapcount` counts user page table entries of this very page; None where the word holds a type.
+    """A struct page. `mapcount` counts user entries for this very page; None where the word holds a type.
 
-    `mapping_kind` says what `mapping` points to: `file` (struct address_space), `anon` (struct anon_vma), `ksm`,
-    `movable`. `head` is the first PFN of the compound page or folio that the page belongs to, itself where it
-    belongs to none, and `order` that one's size: 2**order pages.
+    `mapping_kind` says what `mapping` points to: `file` (struct address_space), `anon` (struct anon_vma),
+    `ksm`, `movable`. `head` is the first PFN of the compound page or folio that the page belongs to, itself
+    where it belongs to none, and `order` that one's size: 2**order pages.
     """
 
     pfn: Pfn
@@ -60,7 +60,7 @@ def flag_bits(kernel: Kernel) -> dict[str, int]:
 
 
 def flags_path(kernel: Kernel) -> str:
-    """The member that holds a struct page's flags: memdesc_flags_t since 53fbef56e07d (6.18), a plain word before."""
+    """The member with a struct page's flags: a memdesc_flags_t since 53fbef56e07d (6.18), before a word."""
     return "flags.f" if kernel.types.has("page", "flags.f") else "flags"
 
 

@@ -11,7 +11,7 @@ _MAX_NAME = 4096
 
 
 def file_path(file: StructView) -> str:
-    """The path of a struct file from its mount's root, untrusted text; ` (deleted)` is added as d_path() does.
+    """The path of a struct file as d_path() gives it, ` (deleted)` included; untrusted text.
 
     Raises CorruptGuest where the dentries or mounts loop.
     """
@@ -59,10 +59,10 @@ def _pseudo_name(dentry: StructView) -> str | None:
     operations = dentry.deref("d_op")
     if operations is None or not operations.ptr("d_dname"):
         return None
-    symbol, _ = dentry.kernel.symbols.lookup(operations.ptr("d_dname"))
+    found = dentry.kernel.symbols.lookup(operations.ptr("d_dname"))
     inode = dentry.deref("d_inode")
     number = inode.int("i_ino") if inode else 0
-    match symbol.name if symbol else "":
+    match found[0].name if found else "":
         case "simple_dname":  # unlinked by birth: memfd, shared anonymous memory, SysV
             return f"/{_name(dentry)} (deleted)"
         case "pipefs_dname":

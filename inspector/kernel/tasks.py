@@ -28,8 +28,9 @@ _MAX_NAME = 64  # the buffer of proc_task_name(), fs/proc/array.c
 class Task:
     """A thread as the kernel knows it; the leader of its group where pid == tgid.
 
-    `name` is what ps shows: `comm`, but a kernel thread's in full and a worker's with its work; `state` is ps's letter; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest
-    address; `mm` is None for a kernel thread. `address` is the struct task_struct's.
+    `name` is what ps shows: `comm`, but a kernel thread's in full and a worker's with its work; `state` is
+    ps's letter; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest address; `mm` is None
+    for a kernel thread. `address` is the struct task_struct's.
     """
 
     pid: int
@@ -49,26 +50,35 @@ class Task:
 
     def vmas(self) -> list[vmas.Vma]:
         """The mapped ranges of the address space, in order; none for a kernel thread. Raises CorruptGuest."""
-        return vmas.vmas(self.mm) if self.mm else []
+        with self.kernel.still():
+            return vmas.vmas(self.mm) if self.mm else []
 
     @property
     def space(self) -> AddressSpace:
-        """The address space that the task's CPU walks: its own page tables, or the kernel's for a kernel thread."""
+        """What a CPU that runs the task walks: its own page tables, or the kernel's for a kernel thread."""
         if self.mm is None:
             return self.kernel.space
         return AddressSpace(self.kernel.memory, self.kernel.space.format, self.mm.pgd)
 
     def walk(self, va: VirtAddr) -> Walk:
         """Follow an address through the task's page tables, level by level."""
-        return self.space.walk(va)
+        with self.kernel.still():
+            return self.space.walk(va)
 
     def mappings(self) -> NDArray[np.void]:
         """Every leaf entry of the user half, by address, as arch.MAPPING rows; empty for a kernel thread."""
-        return self.space.scan(VirtAddr(0), self.kernel.space.format.user_end if self.mm else VirtAddr(0))
+        with self.kernel.still():
+            return self.space.scan(0, user_end(self.kernel) if self.mm else 0)
+
+
+def user_end(kernel: Kernel) -> VirtAddr:
+    """Where the user's part of the address space ends: half of it where addresses are sign-extended."""
+    paging = kernel.space.format
+    return VirtAddr(1 << paging.va_bits - 1) if paging.sign_extended else kernel.page_offset
 
 
 def tasks(kernel: Kernel, threads: bool = False) -> list[Task]:
-    """Every process by PID, kernel threads included; with `threads` every thread of each. Raises CorruptGuest."""
+    """Every process by PID, kernel threads too; with `threads` every thread. Raises CorruptGuest."""
     return sorted((_task(view) for view in _views(kernel, threads)), key=lambda task: task.pid)
 
 
@@ -124,10 +134,8 @@ def _state(view: StructView) -> str:
     return _STATE_LETTERS[((state | view.int("exit_state")) & _TASK_REPORT).bit_length()]
 
 
-
-
 def _name(view: StructView) -> str:
-    """What proc_task_name() prints (fs/proc/array.c): 15 characters do not hold every kernel thread's name."""
+    """What proc_task_name() prints (fs/proc/array.c): a kernel thread's name may not fit comm."""
     comm = view.text("comm")
     flags = view.int("flags")
     private = view.ptr("worker_private") if view.has("worker_private") else 0  # e32cf5dfbe22 (5.17)
@@ -136,7 +144,7 @@ def _name(view: StructView) -> str:
     kthread = view.kernel.view("kthread", VirtAddr(private))
     full = kthread.ptr("full_name") if kthread.has("full_name") else 0  # d6986ce24fc0 (5.17)
     worker = flags & _PF_WQ_WORKER
-    # 2a1b02bcba78 (6.11): a workqueue's rescuer is kworker/R-NAME in full; other workers are known by their comm.
+    # 2a1b02bcba78 (6.11): a workqueue's rescuer is kworker/R-NAME in full; other workers go by comm.
     name = comm
     if full and (not worker or comm.startswith("kworker/R-")):
         name = view.kernel.space.cstring(VirtAddr(full), _MAX_NAME)

@@ -1,4 +1,4 @@
-"""Virtual memory areas: what an address space promises, and how /proc/PID/maps names it (fs/proc/task_mmu.c)."""
+"""Virtual memory areas: what an address space promises, and /proc/PID/maps' names (fs/proc/task_mmu.c)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ VM_FLAGS = {
     "DONTDUMP": 26, "SOFTDIRTY": 27, "MIXEDMAP": 28, "HUGEPAGE": 29,
     "NOHUGEPAGE": 30, "MERGEABLE": 31,
 }  # fmt: skip
-_VM_READ, _VM_WRITE, _VM_EXEC, _VM_MAYSHARE = (1 << VM_FLAGS[name] for name in ("READ", "WRITE", "EXEC", "MAYSHARE"))
+_VM_READ, _VM_WRITE, _VM_EXEC, _VM_MAYSHARE = (
+    1 << VM_FLAGS[name] for name in ("READ", "WRITE", "EXEC", "MAYSHARE")
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Vma:
-    """A struct vm_area_struct: `start` to `end` exclusive. `offset` is in bytes; device and inode are the file's.
+    """A struct vm_area_struct: `start` to `end` exclusive. `offset` is in bytes; device, inode: the file's.
 
     `name` is what /proc/PID/maps prints, unescaped and untrusted; empty for plain anonymous memory.
     """
@@ -126,7 +128,9 @@ def _given_name(view: StructView) -> str:
     """What prctl(PR_SET_VMA_ANON_NAME) called the memory; 9a10064f5625 (5.17)."""
     if not view.has("anon_name"):
         return ""
-    if view.ptr("vm_file") and view.addr("anon_name") == view.addr("shared"):  # one union until d09e8ca6cb93 (6.2)
+    if view.ptr("vm_file") and view.addr("anon_name") == view.addr(
+        "shared"
+    ):  # one union until d09e8ca6cb93 (6.2)
         return ""
     given = view.deref("anon_name")
     return view.kernel.space.cstring(given.addr("name"), _MAX_ANON_NAME) if given else ""
@@ -135,7 +139,9 @@ def _given_name(view: StructView) -> str:
 def _special_mapping(view: StructView) -> str:
     """[vdso], [vvar] and the like name themselves (struct vm_special_mapping, mm/mmap.c)."""
     kernel = view.kernel
-    if not kernel.symbols.has("special_mapping_vmops") or view.ptr("vm_ops") != kernel.symbol("special_mapping_vmops"):
+    if not kernel.symbols.has("special_mapping_vmops") or view.ptr("vm_ops") != kernel.symbol(
+        "special_mapping_vmops"
+    ):
         return ""
     mapping = kernel.view("vm_special_mapping", view.ptr("vm_private_data"))
     return kernel.space.cstring(mapping.ptr("name"), 64)

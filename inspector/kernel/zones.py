@@ -1,4 +1,4 @@
-"""Nodes and zones: sizes, watermarks and counters (include/linux/mmzone.h, struct pglist_data and struct zone)."""
+"""Nodes and zones: sizes, watermarks and counters (include/linux/mmzone.h)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ N_ONLINE = 1  # enum node_states
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """Pages below which the allocator acts, the boost added (C: wmark_pages): reclaim stops at `high`, kswapd wakes at `low`."""
+    """Pages below which the allocator acts, the boost added (C: wmark_pages).
+
+    kswapd wakes below `low` and sleeps above `high`; below `min` only a few may still allocate.
+    """
 
     min: int
     low: int
@@ -106,7 +109,9 @@ def _zone(node: int, index: int, zone: StructView) -> Zone:
         free=max(0, zone.int(f"vm_stat[{free}].counter")),
         watermarks=_watermarks(zone),
         lowmem_reserve=_longs(zone, "lowmem_reserve"),
-        free_by_order=tuple(zone.int(f"free_area[{order}].nr_free") for order in range(_count(zone, "free_area"))),
+        free_by_order=tuple(
+            zone.int(f"free_area[{order}].nr_free") for order in range(_count(zone, "free_area"))
+        ),
         per_cpu=_per_cpu(zone) if present else (),
         address=zone.address,
     )

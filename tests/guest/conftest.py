@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ class GuestSpec:
 
     kernel: str
     la57: bool
-    memory: str = "3G"
+    memory: str = "4G"
     cpus: int = 2
     # One reserved page of 1 GiB, for the task that maps it.
     cmdline: str = "hugepagesz=1G hugepages=1"
@@ -61,6 +62,18 @@ def any_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         yield booted
 
 
+@pytest.fixture(scope="session")
+def start() -> Callable[[Guest, str], int]:
+    """Spawn a lab program and wait until it says that it is ready; gives its PID."""
+
+    def spawn(guest: Guest, command: str) -> int:
+        pid = guest.spawn(command)
+        guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.05; done", timeout=60).check()
+        return pid
+
+    return spawn
+
+
 @dataclass(frozen=True)
 class Witnessed:
     """Both readings of each file, and the first and second whole."""
@@ -88,14 +101,14 @@ Witness = Callable[[Guest, list[str], Callable[[], T]], tuple[Witnessed, T]]
 
 @pytest.fixture(scope="session")
 def witness() -> Witness[object]:
-    """Have the guest read files before and after a reading of ours that is taken while the guest is stopped."""
+    """The guest reads files before and after a reading of ours, for which it is stopped."""
     return read_between
 
 
 def read_between(guest: Guest, files: list[str], ours: Callable[[], T]) -> tuple[Witnessed, T]:
     """`ours` runs once, stopped, between the guest's two readings of `files` (PATH or PATH@OFFSET+LENGTH)."""
     result: list[Completed] = []
-    command = "/labs/witness 1.5 " + " ".join(f"'{path}'" for path in files)
+    command = "/labs/witness 1.5 " + " ".join(f"'{path}'" for path in files) + " | gzip -1"
     thread = threading.Thread(target=lambda: result.append(guest.run(command, timeout=120)), daemon=True)
     thread.start()
     deadline = time.monotonic() + 120
@@ -109,7 +122,7 @@ def read_between(guest: Guest, files: list[str], ours: Callable[[], T]) -> tuple
         thread.join(5)
         raise AssertionError(f"the witness never got ready: {result}")
     thread.join(120)
-    return Witnessed(_parse(result[0].check().stdout_bytes)), answer
+    return Witnessed(_parse(gzip.decompress(result[0].check().stdout_bytes))), answer
 
 
 def _parse(data: bytes) -> dict[str, tuple[bytes, bytes]]:

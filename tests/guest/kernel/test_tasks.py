@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -19,11 +20,10 @@ _BATCH = 32  # percpu_counter_batch: how far each CPU's share of a counter may b
 
 
 @pytest.fixture(scope="module")
-def busy_guest(any_guest: Guest) -> Guest:
+def busy_guest(any_guest: Guest, start: Any) -> Guest:
     """A guest with tasks of every shape: threads, forks, odd names, huge and deleted mappings."""
-    for command in ("/labs/maps", "/labs/fork 4M", "/labs/touch 8M --thp", "sleep 1000"):
-        any_guest.spawn(command)
-    any_guest.run("sleep 1")
+    for command in ("/labs/maps", "/labs/fork 4M", "/labs/touch 8M --thp"):
+        start(any_guest, command)
     return any_guest
 
 
@@ -50,7 +50,9 @@ def our_status(task: Task) -> dict[str, str]:
 
 def simplified(fields: dict[str, str]) -> dict[str, str]:
     """/proc's words cut down to ours: the first of several values, without units and explanations."""
-    return {name: value.split()[0] if name != "Name" else value for name, value in fields.items() if value.split()}
+    return {
+        name: value.split()[0] if name != "Name" else value for name, value in fields.items() if value.split()
+    }
 
 
 def maps_line(vma: Vma) -> str:
@@ -61,6 +63,11 @@ def maps_line(vma: Vma) -> str:
         f"{vma.device[0]:02x}:{vma.device[1]:02x} {vma.inode} {name}"
     )
     return line.rstrip()
+
+
+def our_maps(tasks: list[Task]) -> dict[int, list[str]]:
+    """The maps of each task by PID."""
+    return {task.pid: [maps_line(vma) for vma in task.vmas()] for task in tasks}
 
 
 def folded(text: str) -> list[str]:
@@ -114,9 +121,7 @@ def test_vmas_of_every_task(busy_guest: Guest, witness: Any) -> None:
     for _ in range(_TRIES):
         users = [task for task in busy_guest.tasks() if task.mm]
         paths = {task.pid: f"/proc/{task.pid}/maps" for task in users}
-        witnessed, found = witness(
-            busy_guest, list(paths.values()), lambda: {task.pid: [maps_line(v) for v in task.vmas()] for task in users}
-        )
+        witnessed, found = witness(busy_guest, list(paths.values()), functools.partial(our_maps, users))
         wrong = {
             pid: (folded(witnessed.text(path)), found[pid])
             for pid, path in paths.items()

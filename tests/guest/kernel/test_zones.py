@@ -26,7 +26,9 @@ def zoneinfo(text: str) -> Facts:
             zone, cpu = f"{match[1]} {match[2]}", ""
         elif match := re.match(r" +cpu: (\d+)", line):
             cpu = match[1]
-        elif match := re.match(r"(?:  pages)? +(free|boost|min|low|high|spanned|present|managed|count|batch):? +(\d+)$", line):
+        elif match := re.match(
+            r"(?:  pages)? +(free|boost|min|low|high|spanned|present|managed|count|batch):? +(\d+)$", line
+        ):
             facts[(zone, cpu, match[1]) if cpu else (zone, match[1])] = int(match[2])
         elif match := re.match(r" +protection: \((.*)\)", line):
             facts |= {(zone, "protection", str(i)): int(n) for i, n in enumerate(match[1].split(", "))}
