@@ -1,0 +1,108 @@
+"""Every action in one registry: it feeds the key bindings, the footer, the help and the command palette."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding, BindingType
+
+from inspector.tui.places import ViewName
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do: `label` is for the footer (empty: not there), `title` for help and palette."""
+
+    action: str
+    keys: str
+    title: str
+    label: str = ""
+    shown_key: str | None = None
+
+    @property
+    def key_text(self) -> str:
+        """The keys as a person reads them."""
+        return self.shown_key or " ".join(_pretty(key) for key in self.keys.split(","))
+
+
+GLOBAL = (
+    Action("help", "question_mark", "Show the keys of this screen", "Keys", "?"),
+    Action("go", "slash", "Go to an address, PFN, symbol or PID", "Go to", "/"),
+    Action("toggle_run", "space", "Pause or resume the guest", "Pause/run", "␣"),
+    Action("leave", "escape", "Go back to where you came from", "Back", "Esc"),
+    Action("view('overview')", "1,f1", "Overview: the guest, its CPUs, zones and free lists"),
+    Action("view('tasks')", "2,f2", "Tasks: processes and threads"),
+    Action("view('space')", "3,f3", "Address space: the VMAs of a task"),
+    Action("view('walk')", "4,f4", "Walk: an address followed through the page tables"),
+    Action("view('frames')", "5,f5", "Frames: a map of physical memory"),
+    Action("view('page')", "6,f6", "Page: all that is known of a frame"),
+    Action("view('console')", "7,f7", "Console: what the guest says; run a command in it"),
+    Action("reload", "ctrl+r", "Read the shown data again now"),
+    Action("quit", "q,ctrl+q", "Quit", "Quit", "q"),
+)
+
+VIEWS: dict[ViewName, tuple[Action, ...]] = {
+    ViewName.OVERVIEW: (
+        Action("open", "enter", "Open what the cursor is on: a CPU's task, a zone's frames", "Open"),
+    ),
+    ViewName.TASKS: (
+        Action("open", "enter", "Open the task's address space", "Space"),
+        Action("filter", "f", "Filter as you type", "Filter"),
+        Action("sort(1)", "s,greater_than_sign", "Sort by the next column", "Sort", "s"),
+        Action("sort(-1)", "S,less_than_sign", "Sort by the column before", shown_key="S"),
+        Action("reverse", "r", "Reverse the order", "Reverse"),
+        Action("threads", "t", "Show threads, or processes only", "Threads"),
+        Action("kernel_threads", "k", "Show kernel threads, or hide them", "Kernel"),
+    ),
+    ViewName.SPACE: (
+        Action("open", "enter", "Walk the first resident page of the VMA", "Walk"),
+        Action("filter", "f", "Filter as you type", "Filter"),
+        Action("sort(1)", "s,greater_than_sign", "Sort by the next column", "Sort", "s"),
+        Action("sort(-1)", "S,less_than_sign", "Sort by the column before", shown_key="S"),
+        Action("reverse", "r", "Reverse the order", "Reverse"),
+        Action("tasks(-1)", "left_square_bracket", "The task before", shown_key="["),
+        Action("tasks(1)", "right_square_bracket", "The next task", "Task", "]"),
+    ),
+    ViewName.WALK: (
+        Action("open", "enter", "Open the frame that the entry points to", "Frame"),
+        Action("page(-1)", "left", "Walk the page before", "Page", "←→"),
+        Action("page(1)", "right", "Walk the next page", shown_key="→"),
+        Action("table", "t", "Open the frame that holds this table", "Table"),
+        Action("space", "a", "Open the task's address space", "Space"),
+    ),
+    ViewName.FRAMES: (
+        Action("open", "enter", "Open the frame under the cursor", "Page"),
+        Action("zoom(1)", "plus,equals_sign", "Zoom in: fewer frames a cell", "Zoom", "+-"),
+        Action("zoom(-1)", "minus", "Zoom out: more frames a cell", shown_key="-"),
+        Action("fit", "0", "Show all memory", "All"),
+        Action("next_state(1)", "n", "The next run of the state under the cursor", "Next", "n"),
+        Action("next_state(-1)", "N", "The run before of the state under the cursor", shown_key="N"),
+        Action("glyphs", "g", "Letters, or colours alone", "Letters"),
+    ),
+    ViewName.PAGE: (
+        Action("open", "enter", "Follow the link", "Follow"),
+        Action("frame(-1)", "left", "The frame before", "Frame", "←→"),
+        Action("frame(1)", "right", "The next frame", shown_key="→"),
+        Action("map", "m", "Show it in the map of frames", "Map"),
+    ),
+    ViewName.CONSOLE: (Action("command", "enter,i", "Type a command to run in the guest", "Command", "⏎"),),
+}
+
+
+def bindings(actions: tuple[Action, ...]) -> list[BindingType]:
+    """The Textual bindings of some actions."""
+    return [
+        Binding(
+            action.keys, action.action, action.label or action.title, bool(action.label), _footer_key(action)
+        )
+        for action in actions
+    ]
+
+
+def _footer_key(action: Action) -> str:
+    return action.shown_key or _pretty(action.keys.split(",")[0])
+
+
+def _pretty(key: str) -> str:
+    names = {"enter": "⏎", "escape": "Esc", "left": "←", "right": "→", "up": "↑", "down": "↓", "space": "␣"}
+    return names.get(key, key.upper() if key[:1] == "f" and key[1:].isdigit() else key.replace("ctrl+", "^"))

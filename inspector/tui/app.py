@@ -1,0 +1,247 @@
+"""The application: views, history, and the one poller behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import BindingType
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import ContentSwitcher, Footer, Static
+
+from inspector.tui import palette
+from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
+from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
+from inspector.tui.places import Place, ViewName
+from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
+from inspector.tui.source import Overview, Source
+from inspector.tui.views.base import Go, Reread, View
+from inspector.tui.views.overview import OverviewView
+from inspector.tui.widgets.status import StatusLine, Tabs
+
+_HISTORY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Visited:
+    place: Place
+    memento: Any
+
+
+class InspectorApp(App[None]):
+    """Shows a Source until the user quits."""
+
+    TITLE = "kmi"
+    BINDINGS: ClassVar[list[BindingType]] = bindings(GLOBAL)
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
+    CSS = """
+    Screen { background: $background; color: $foreground; }
+    #notice { height: auto; max-height: 3; padding: 0 1; background: $error 25%; display: none; }
+    #notice.-shown { display: block; }
+    ContentSwitcher { height: 1fr; }
+    .heading { color: $text-muted; height: 1; }
+    Footer { height: 1; }
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self._poller = Poller(source, self._post)
+        self._serial = 0
+        self._history: list[_Visited] = []
+        self._place = Place(ViewName.OVERVIEW)
+        self._last: dict[ViewName, Place] = {}
+        self._dead = False
+
+    # Parts
+
+    def compose(self) -> ComposeResult:
+        """Status and tabs on top, the view, its keys at the bottom."""
+        yield StatusLine()
+        yield Tabs()
+        yield Static(id="notice", markup=False)
+        with ContentSwitcher(initial=ViewName.OVERVIEW.value):
+            yield OverviewView()
+        yield Footer(show_command_palette=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Begin to read."""
+        self.register_theme(palette.THEME)
+        self.theme = palette.THEME.name
+        self._poller.start()
+        self.source.on_death(lambda why: self._poller.do(_raise_death(why)))
+        self._enter(self._place)
+
+    def on_unmount(self) -> None:
+        """Nobody reads the guest after the UI is gone."""
+        self._poller.stop()
+
+    @property
+    def view(self) -> View[Any]:
+        """The view that is shown."""
+        return self._view(self._place.view)
+
+    @property
+    def place(self) -> Place:
+        """Where one is."""
+        return self._place
+
+    def _view(self, name: ViewName) -> View[Any]:
+        return self.query_one(f"#{name.value}", View)
+
+    # Places
+
+    def go(self, place: Place, history: bool = True) -> None:
+        """Show a place; Esc comes back from it."""
+        if place == self._place:
+            return
+        if history:
+            self._history = [*self._history[-_HISTORY:], _Visited(self._place, self.view.memento())]
+        self._enter(place)
+
+    def _enter(self, place: Place, memento: Any = None) -> None:
+        self._place = place
+        self._last[place.view] = place
+        view = self._view(place.view)
+        view.enter(place)
+        if memento is not None:
+            view.restore(memento)
+        self.query_one(ContentSwitcher).current = place.view.value
+        self.query_one(Tabs).show(place.view)
+        self._say("")
+        view.focus_first()
+        self._ask()
+
+    def _ask(self) -> None:
+        self._serial += 1
+        self.query_one(StatusLine).asked()
+        self._poller.watch(Request(self._serial, self.view.request(self._place), self.view.EVERY))
+
+    def _current_pid(self) -> int:
+        """The task that bare user addresses belong to: the last one looked at."""
+        for place in (self._place, *(visited.place for visited in reversed(self._history))):
+            if place.pid is not None:
+                return place.pid
+        return 1
+
+    def _default(self, view: ViewName) -> Place:
+        """Where a digit leads: to where the view was last, or to what is most at hand."""
+        if view in self._last:
+            return self._last[view]
+        if view is ViewName.SPACE:
+            return Place(view, pid=self._current_pid())
+        return Place(view)
+
+    def on_go(self, message: Go) -> None:
+        """A view followed a link."""
+        self.go(message.place, message.history)
+
+    def on_reread(self, message: Reread) -> None:
+        """A view wants other data."""
+        self._ask()
+
+    def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
+        """A tab was clicked."""
+        self.action_view(message.view.value)
+
+    # What the poller says
+
+    def _post(self, message: Message) -> None:
+        self.post_message(message)
+
+    def on_answer(self, message: Answer) -> None:
+        """Draw it, unless one has gone elsewhere meanwhile."""
+        if message.serial != self._serial:
+            return
+        self.query_one(StatusLine).answered(message.seconds)
+        self._say("")
+        if isinstance(message.data, Overview):
+            info = message.data.info
+            self.query_one(StatusLine).set_guest(info.release, info.accel, info.memory, info.cpus)
+        self.view.show(message.data)
+
+    def on_failed(self, message: Failed) -> None:
+        """Say it on one line."""
+        if message.serial in (None, self._serial):
+            self.query_one(StatusLine).failed()
+            self._say(message.error)
+
+    def on_state_changed(self, message: StateChanged) -> None:
+        """The status line knows."""
+        self.query_one(StatusLine).set_state(message.state)
+
+    def on_died(self, message: Died) -> None:
+        """Say so, once."""
+        if not self._dead:
+            self._dead = True
+            self.push_screen(DeathDialog(message.why, message.tail))
+
+    def _say(self, error: str) -> None:
+        notice = self.query_one("#notice", Static)
+        notice.update(Text(error, style=palette.BAD))
+        notice.set_class(bool(error), "-shown")
+
+    # Actions
+
+    def action_view(self, name: str) -> None:
+        """Switch to a view."""
+        if ViewName(name) is not self._place.view:
+            self.go(self._default(ViewName(name)))
+
+    def action_leave(self) -> None:
+        """Go back."""
+        if self._history:
+            *self._history, visited = self._history
+            self._enter(visited.place, visited.memento)
+
+    def action_go(self) -> None:
+        """Ask where to go."""
+
+        def arrive(place: Place | None) -> None:
+            if place is not None:
+                self.go(place)
+
+        self.push_screen(GoDialog(self.source, self._current_pid()), arrive)
+
+    def action_help(self) -> None:
+        """Show the keys."""
+        self.push_screen(HelpDialog(self._place.view))
+
+    def action_toggle_run(self) -> None:
+        """Pause or resume: on the poller's thread, so that no read resumes what the user stopped."""
+        self._poller.do(_toggle)
+
+    def action_reload(self) -> None:
+        """Read again now."""
+        self._ask()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The registry of actions, for the command palette."""
+        yield from (self._command(action, self.view) for action in VIEWS[self._place.view])
+        yield from (self._command(action, self) for action in GLOBAL)
+
+    def _command(self, action: Action, namespace: Any) -> SystemCommand:
+        return SystemCommand(
+            action.title, f"key {action.key_text}", partial(self.run_action, action.action, namespace)
+        )
+
+
+def _toggle(source: Source) -> None:
+    if source.state().running:
+        source.pause()
+    else:
+        source.resume()
+
+
+def _raise_death(why: str) -> Any:
+    def job(source: Source) -> None:
+        from inspector.errors import GuestDied
+
+        raise GuestDied(why)
+
+    return job

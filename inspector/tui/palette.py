@@ -1,0 +1,121 @@
+"""Colours and glyphs with a meaning: the same thing looks the same on every screen.
+
+The hues are Okabe and Ito's, which people tell apart whose eyes do not see red, green or blue; each also has
+a glyph of its own where colour alone would carry the meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.theme import Theme
+
+from inspector.kernel.frames import FrameState
+
+BACKGROUND = "#0f1318"
+SURFACE = "#161c24"
+PANEL = "#1f2733"
+FOREGROUND = "#d5dbe3"
+DIM = "#8290a3"
+FAINT = "#465162"
+ACCENT = "#56b4e9"
+GOOD = "#2fbf8f"
+WARN = "#e6a817"
+BAD = "#f0655b"
+CURSOR = "#ffffff"
+CURSOR_ROW = "#263445"
+
+THEME = Theme(
+    name="kmi",
+    primary=ACCENT,
+    secondary="#cc79a7",
+    accent=WARN,
+    warning=WARN,
+    error=BAD,
+    success=GOOD,
+    foreground=FOREGROUND,
+    background=BACKGROUND,
+    surface=SURFACE,
+    panel=PANEL,
+    dark=True,
+    variables={
+        "footer-background": PANEL,
+        "footer-key-foreground": WARN,
+        "footer-key-background": PANEL,
+        "footer-description-foreground": FOREGROUND,
+        "footer-description-background": PANEL,
+        "scrollbar": "#2c3746",
+        "scrollbar-background": BACKGROUND,
+        "scrollbar-background-hover": BACKGROUND,
+        "scrollbar-background-active": BACKGROUND,
+        "scrollbar-corner-color": BACKGROUND,
+        "block-cursor-background": CURSOR_ROW,
+        "block-cursor-foreground": FOREGROUND,
+        "input-selection-background": "#56b4e9 35%",
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a thing of one kind is drawn, and what it is called."""
+
+    name: str
+    color: str
+    glyph: str
+    meaning: str
+
+
+_STATES = {
+    "HOLE": Look("hole", "#1b212a", " ", "no struct page: no memory, or not Linux's"),
+    "RESERVED": Look(
+        "reserved", "#5d6878", "R", "never given to the allocator: firmware, kernel image, mem_map"
+    ),
+    "FREE": Look("free", "#146b55", "·", "in a block on a buddy free list"),
+    "PER_CPU": Look("per-CPU free", "#2fbf8f", ":", "free, on a CPU's own list"),
+    "SLAB": Look("slab", "#e69f00", "s", "kernel objects"),
+    "PAGE_TABLE": Look("page table", "#f0e442", "T", "translations of user and kernel addresses"),
+    "ANON": Look("anonymous", "#56b4e9", "a", "user memory without a file"),
+    "FILE": Look("page cache", "#cc79a7", "f", "contents of files, shared memory included"),
+    "KERNEL": Look("kernel", "#d55e00", "k", "allocated, and not marked as any of these"),
+}
+_SPARE = ("#8da0cb", "#66c2a5", "#fc8d62", "#e78ac3", "#a6d854", "#ffd92f", "#b3b3b3", "#8f7fd1")
+
+
+def state_look(state: int) -> Look:
+    """How frames in a state are drawn; a state that this module does not know gets a colour of its own."""
+    name = FrameState(state).name
+    if name in _STATES:
+        return _STATES[name]
+    plain = name.lower().replace("_", " ")
+    return Look(plain, _SPARE[state % len(_SPARE)], plain[0].upper(), plain)
+
+
+STATES: dict[int, Look] = {int(state): state_look(state) for state in FrameState}
+
+# Tasks by the letter that ps shows.
+TASK_STATES = {
+    "R": ("running", GOOD),
+    "S": ("sleeping", FOREGROUND),
+    "D": ("uninterruptible", WARN),
+    "I": ("idle", DIM),
+    "T": ("stopped", WARN),
+    "t": ("traced", WARN),
+    "Z": ("zombie", BAD),
+    "X": ("dead", BAD),
+    "P": ("parked", DIM),
+}
+
+# One colour for each field of a virtual address, top level first, then the offset into the page.
+LEVELS = {"PGD": "#cc79a7", "P4D": "#e69f00", "PUD": "#56b4e9", "PMD": "#2fbf8f", "PTE": "#f0e442"}
+OFFSET = "#d5dbe3"
+UNUSED = FAINT
+
+SHADES = " ░▒▓█"
+"""How full a cell is, from empty to full."""
+
+
+def blend(over: str, under: str, share: float) -> str:
+    """The colour `over` at an opacity of `share` on `under`; both as #rrggbb."""
+    pairs = zip(bytes.fromhex(over[1:]), bytes.fromhex(under[1:]), strict=True)
+    return "#" + bytes(round(a * share + b * (1 - share)) for a, b in pairs).hex()

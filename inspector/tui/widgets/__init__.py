@@ -1,0 +1,1 @@
+"""Widgets that know no guest: a table, strips, maps, bars."""

@@ -1,0 +1,45 @@
+"""A widget that draws itself as text, for whatever width it gets."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.geometry import Size
+from textual.widget import Widget
+
+from inspector.tui import palette
+
+
+class Drawing(Widget):
+    """Subclasses say in draw() what to show; the height follows."""
+
+    DEFAULT_CSS = "Drawing { height: auto; width: 1fr; text-wrap: nowrap; }"
+
+    def draw(self, width: int) -> Text:
+        """The whole drawing, lines no wider than `width`."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """What is shown has changed."""
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many lines as draw() gives."""
+        return max(1, self.draw(width).plain.count("\n") + 1)
+
+    def render(self) -> Text:
+        """The drawing at the width there is."""
+        text = self.draw(max(1, self.content_size.width))
+        text.no_wrap = True
+        text.end = ""
+        return text
+
+
+def heading(text: Text, title: str, width: int, note: str = "") -> None:
+    """A section's title with a rule behind it; the note only where there is room."""
+    if len(title) + len(note) + 2 > width:
+        note = ""
+    text.append(f"{title} ", f"bold {palette.ACCENT}")
+    if note:
+        text.append(f"{note} ", palette.DIM)
+    used = len(title) + 1 + (len(note) + 1 if note else 0)
+    text.append("─" * max(0, width - used) + "\n", palette.FAINT)

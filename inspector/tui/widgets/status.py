@@ -1,0 +1,151 @@
+"""The two lines on top of every screen: what the guest does, and where one is."""
+
+from __future__ import annotations
+
+import time
+
+from rich.text import Text
+from textual.message import Message
+from textual.widget import Widget
+
+from inspector.machine import RunState
+from inspector.tui import palette
+from inspector.tui.places import ViewName
+from inspector.units import format_size
+
+_WAIT_SHOWN = 0.3  # seconds of reading until it is said
+
+_KINDS = {
+    "running": ("● RUNNING", palette.GOOD),
+    "paused": ("▮▮ PAUSED", palette.WARN),
+    "breakpoint": ("▮▮ STOPPED", palette.WARN),
+    "panicked": ("✖ PANICKED", palette.BAD),
+    "dead": ("✖ DEAD", palette.BAD),
+}
+
+
+class StatusLine(Widget):
+    """Running or not and by whom, which guest, and how old the data is that the screen shows."""
+
+    DEFAULT_CSS = "StatusLine { height: 1; background: $panel; }"
+
+    def __init__(self) -> None:
+        super().__init__(id="status")
+        self.guest = ""
+        self.state: RunState | None = None
+        self._read_at: float | None = None
+        self._read_seconds = 0.0
+        self._asked_at: float | None = None
+
+    def on_mount(self) -> None:
+        """The age of the data grows without news."""
+        self.set_interval(0.5, self.refresh)
+
+    def asked(self) -> None:
+        """New data was asked for; what there is belongs to another view."""
+        self._asked_at, self._read_at = time.monotonic(), None
+        self.refresh()
+
+    def answered(self, seconds: float) -> None:
+        """Data came, after so many seconds of reading."""
+        self._read_at, self._read_seconds, self._asked_at = time.monotonic(), seconds, None
+        self.refresh()
+
+    def failed(self) -> None:
+        """The question has an answer, if not the one hoped for."""
+        self._asked_at = None
+        self.refresh()
+
+    def set_state(self, state: RunState) -> None:
+        """What the guest does now."""
+        self.state = state
+        self.refresh()
+
+    def set_guest(self, release: str, accel: str, memory: int, cpus: int) -> None:
+        """Which guest; memory in bytes."""
+        self.guest = (
+            f"Linux {release} · {accel} · {cpus} CPU{'s' if cpus != 1 else ''} · {format_size(memory)}"
+        )
+        self.refresh()
+
+    def render(self) -> Text:
+        """One line: state and guest on the left, the data's age on the right."""
+        width = self.size.width
+        left = Text(no_wrap=True, end="")
+        if self.state:
+            word, color = _KINDS[self.state.kind]
+            left.append(f" {word} ", f"bold {palette.BACKGROUND} on {color}")
+            who = self.state.reason.removeprefix(self.state.kind).strip()
+            if not self.state.running and who:
+                left.append(f" {who}", color)
+        right = self._age()
+        room = width - left.cell_len - len(right) - 3
+        if room > 12:
+            guest = Text(f" {self.guest}", palette.FOREGROUND, no_wrap=True, end="")
+            guest.truncate(room, overflow="ellipsis")
+            left.append(guest)
+        left.truncate(max(1, width - len(right) - 1), overflow="ellipsis", pad=True)
+        left.append(right, palette.WARN if self._waiting else palette.DIM)
+        return left
+
+    @property
+    def _waiting(self) -> bool:
+        return self._asked_at is not None and time.monotonic() - self._asked_at > _WAIT_SHOWN
+
+    def _age(self) -> str:
+        if self._waiting:
+            return "reading… "
+        if self._read_at is None:
+            return ""
+        if self.state and not self.state.running:
+            return f"stopped · read in {_seconds(self._read_seconds)} "
+        return f"{time.monotonic() - self._read_at:.0f} s old · read in {_seconds(self._read_seconds)} "
+
+
+class Tabs(Widget):
+    """The views by their digits; the one shown is bright. Click to switch."""
+
+    DEFAULT_CSS = "Tabs { height: 1; background: $surface; }"
+
+    class Chosen(Message):
+        """A view was clicked."""
+
+        def __init__(self, view: ViewName) -> None:
+            super().__init__()
+            self.view = view
+
+    def __init__(self) -> None:
+        super().__init__(id="tabs")
+        self.view = ViewName.OVERVIEW
+
+    def show(self, view: ViewName) -> None:
+        """Mark the view that is shown."""
+        self.view = view
+        self.refresh()
+
+    def render(self) -> Text:
+        """One line; narrow terminals get less space between."""
+        gap = "  " if self.size.width >= 90 else " "
+        line = Text(no_wrap=True, end="")
+        for number, view in enumerate(ViewName, 1):
+            here = view is self.view
+            style = f"bold {palette.BACKGROUND} on {palette.ACCENT}" if here else palette.FOREGROUND
+            line.append(f" {number} ", style if here else palette.WARN)
+            line.append(f"{view.title()} ", style)
+            line.append(gap)
+        return line
+
+    def on_click(self, event: object) -> None:
+        """Find the tab under the pointer."""
+        x = getattr(event, "x", 0)
+        gap = 2 if self.size.width >= 90 else 1
+        at = 0
+        for view in ViewName:
+            at += 4 + len(view) + gap
+            if x < at:
+                self.post_message(self.Chosen(view))
+                return
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
