@@ -1,5 +1,7 @@
 """Look into the memory of a live Linux guest: page tables, struct page, zones, tasks; no debug files needed.
 
+For example:
+
     import inspector
     with inspector.boot(kernel="debian-6.1", memory="512M") as guest:
         task = guest.task(guest.spawn("/labs/touch 8M"))

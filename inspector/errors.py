@@ -1,5 +1,7 @@
 """Every error that the inspector raises on purpose.
 
+The tree, and what each stands for:
+
     InspectorError                  its text is one line for the user; `kmi` prints it and exits 2
     ├── UsageError                  what was asked for makes no sense
     ├── SetupError                  something that the host must have is missing or broken

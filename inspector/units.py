@@ -60,7 +60,9 @@ def parse_address(text: str) -> int:
     except ValueError:
         value = -1
     if not 0 <= value < 1 << 64:
-        raise UsageError(f"not an address: {text!r}; write it in hexadecimal, like 0x7ffd1000 or ffff888000000000")
+        raise UsageError(
+            f"not an address: {text!r}; write it in hexadecimal, like 0x7ffd1000 or ffff888000000000"
+        )
     return value
 
 

@@ -69,7 +69,7 @@ class MemMap:
         return pfn
 
     def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
-        """One member of the struct pages from `first` to `end` exclusive; no copy where memory is in a row."""
+        """One member of the struct pages from `first` to `end` exclusive; no copy where memory lies so."""
         offset = self.kernel.types.offsetof("page", path)
         raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
         width = np.dtype(dtype).itemsize

@@ -29,7 +29,7 @@ class Task:
     """A thread as the kernel knows it; the leader of its group where pid == tgid.
 
     `name` is what ps shows: `comm`, but a kernel thread's in full and a worker's with its work; `state` is
-    ps's letter; `cpu` is where it runs or ran last; `stack` is the kernel stack's lowest address; `mm` is None
+    ps's letter; `cpu` is where it runs or ran; `stack` is the kernel stack's lowest address. `mm` is None
     for a kernel thread. `address` is the struct task_struct's.
     """
 
