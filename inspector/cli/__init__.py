@@ -1,0 +1,1 @@
+"""The `kmi` command: a module a command, on click and rich."""
