@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _arrange(deb: Path, release: str, package: Package, folder: Path, reporter: 
 
 
 def _unpack(deb: Path, wanted: tuple[str, ...], folder: Path, package: Package, reporter: Reporter) -> None:
-    """Unpack the members of a .deb whose paths begin with one of `wanted`."""
+    """Unpack the files of a .deb whose paths begin with one of `wanted`."""
     with (
         reporter.task(f"Unpacking {package.name}", package.installed_size, "B") as progress,
         subprocess.Popen(
@@ -187,7 +188,7 @@ def _unpack(deb: Path, wanted: tuple[str, ...], folder: Path, package: Package, 
                 for member in tar:
                     path = member.name.removeprefix("./")
                     if member.isfile() and path.startswith(wanted):
-                        tar.extract(member, folder, filter="data")
+                        _copy_out(tar, member, folder / path)
                         if (path,) == wanted:
                             break
                     progress.update(member.offset_data + member.size)
@@ -195,3 +196,13 @@ def _unpack(deb: Path, wanted: tuple[str, ...], folder: Path, package: Package, 
             raise ImageError(f"{deb.name} cannot be unpacked: {error}") from None
         finally:
             process.kill()
+
+
+def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    # Not extract(): its filters are newer than Debian 12's Python; without them it sets owners and modes.
+    source = tar.extractfile(member)
+    if source is None or ".." in target.parts:
+        raise ImageError(f"a package holds a strange file: {member.name!r}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
