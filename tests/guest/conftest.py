@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -38,10 +38,10 @@ class GuestSpec:
 MATRIX = [GuestSpec("debian-6.1", False), GuestSpec("debian-6.1", True), GuestSpec("debian-6.12", False)]
 
 
-def boot(spec: GuestSpec) -> Guest:
-    """Boot it; a missing prerequisite skips, but fails under CI."""
+def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:
+    """Boot a guest; a missing prerequisite skips, but fails under CI."""
     try:
-        return inspector.boot(spec.kernel, spec.memory, spec.cpus, la57=spec.la57, cmdline=spec.cmdline)
+        return inspector.boot(kernel, memory, cpus, **options)
     except SetupError as error:
         if os.environ.get("CI"):
             raise
@@ -49,16 +49,23 @@ def boot(spec: GuestSpec) -> Guest:
 
 
 @pytest.fixture(scope="session")
+def boot_guest() -> Callable[..., Guest]:
+    """For a guest of the test's own; the test closes it."""
+    return boot
+
+
+@pytest.fixture(scope="session")
 def guest() -> Iterator[Guest]:
     """The default guest with two CPUs, for all tests that leave it as it was."""
-    with boot(GuestSpec("debian-6.1", False, "512M", 2, "")) as booted:
+    with boot("debian-6.1", "512M", 2) as booted:
         yield booted
 
 
 @pytest.fixture(scope="session", params=MATRIX, ids=str)
 def any_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     """Each guest of the matrix in turn."""
-    with boot(request.param) as booted:
+    spec: GuestSpec = request.param
+    with boot(spec.kernel, spec.memory, spec.cpus, la57=spec.la57, cmdline=spec.cmdline) as booted:
         yield booted
 
 
