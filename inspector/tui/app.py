@@ -14,14 +14,17 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer, Static
 
-from inspector.tui import palette
+from inspector.tui import palette, style
 from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
 from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
 from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
 from inspector.tui.source import Overview, Source
-from inspector.tui.views.base import Go, Reread, View
+from inspector.tui.views.base import Go, NextTask, Reread, View
 from inspector.tui.views.overview import OverviewView
+from inspector.tui.views.space import SpaceView
+from inspector.tui.views.tasks import TasksView
+from inspector.tui.views.walk import WalkScreen
 from inspector.tui.widgets.status import StatusLine, Tabs
 
 _HISTORY = 100
@@ -39,14 +42,8 @@ class InspectorApp(App[None]):
     TITLE = "kmi"
     BINDINGS: ClassVar[list[BindingType]] = bindings(GLOBAL)
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
-    CSS = """
-    Screen { background: $background; color: $foreground; }
-    #notice { height: auto; max-height: 3; padding: 0 1; background: $error 25%; display: none; }
-    #notice.-shown { display: block; }
-    ContentSwitcher { height: 1fr; }
-    .heading { color: $text-muted; height: 1; }
-    Footer { height: 1; }
-    """
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
+    CSS = style.CSS
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -67,6 +64,9 @@ class InspectorApp(App[None]):
         yield Static(id="notice", markup=False)
         with ContentSwitcher(initial=ViewName.OVERVIEW.value):
             yield OverviewView()
+            yield TasksView()
+            yield SpaceView()
+            yield WalkScreen()
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -144,6 +144,18 @@ class InspectorApp(App[None]):
     def on_reread(self, message: Reread) -> None:
         """A view wants other data."""
         self._ask()
+
+    def on_next_task(self, message: NextTask) -> None:
+        """Find the neighbour among the tasks that have an address space, without waiting for it here."""
+
+        def find(source: Source) -> None:
+            pids = [task.pid for task in source.tasks(False) if task.vsz]
+            further = [pid for pid in pids if (pid - message.pid) * message.step > 0]
+            if further:
+                pid = min(further) if message.step > 0 else max(further)
+                self.post_message(Go(Place(ViewName.SPACE, pid=pid), history=False))
+
+        self._poller.do(find)
 
     def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
         """A tab was clicked."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,51 +39,69 @@ class Resident:
         return None
 
 
-def spread(sizes: NDArray[np.int64], cells: int) -> NDArray[np.float64]:
-    """Where ranges of these sizes begin and end on a strip of `cells` cells, holes left out: n + 1 positions.
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Address ranges laid out on a row of cells: where each begins and ends, in cells."""
 
-    Each range gets a share by the square root of its size, so that a gigabyte does not hide a page; while
-    there are cells enough, each gets at least one.
-    """
+    starts: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+    left: NDArray[np.float64]
+    right: NDArray[np.float64]
+    cells: int
+
+    @classmethod
+    def lay_out(cls, starts: NDArray[np.uint64], ends: NDArray[np.uint64], cells: int) -> Strip:
+        """Each range gets a share by the square root of its size, so that a gigabyte does not hide a page.
+
+        While there are cells enough each range gets one at least, and each hole between two exactly one.
+        """
+        gaps = np.concatenate(([0], np.cumsum(starts[1:] > ends[:-1]))) if starts.size else np.zeros(0)
+        if starts.size * 2 > cells:
+            gaps = np.zeros(starts.size)
+        edges = _spread((ends - starts).astype(np.float64), cells - int(gaps[-1]) if starts.size else cells)
+        return cls(starts, ends, edges[:-1] + gaps, edges[1:] + gaps, cells)
+
+    def ranges(self) -> NDArray[np.int64]:
+        """The range that most of each cell shows; -1 for a hole."""
+        middle = np.arange(self.cells) + 0.5
+        index = np.searchsorted(self.left, middle, "right") - 1
+        return np.where((index >= 0) & (middle < self.right[index]), index, -1)
+
+    def density(self, resident: Resident) -> NDArray[np.float64]:
+        """How much of what each cell shows is mapped, 0 to 1; several ranges in one cell count together."""
+        if not self.starts.size:
+            return np.zeros(self.cells)
+        edges = np.arange(self.cells + 1, dtype=np.float64)
+        index = np.maximum(np.searchsorted(self.left, edges, "right") - 1, 0)
+        sizes = (self.ends - self.starts).astype(np.int64)
+        share = (edges - self.left[index]) / np.maximum(self.right[index] - self.left[index], 1e-12)
+        into = (np.clip(share, 0.0, 1.0) * sizes[index]).astype(np.int64)
+        at = self.starts[index] + into.astype(np.uint64)
+        mapped = _before(resident.between(self.starts, self.ends))[index]
+        mapped = mapped + resident.between(self.starts[index], at)
+        covered = _before(sizes)[index] + into
+        return np.clip(np.diff(mapped) / np.maximum(np.diff(covered), 1), 0.0, 1.0)
+
+
+def _before(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sum of all counts before each."""
+    return np.cumsum(counts) - counts
+
+
+def _spread(sizes: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+    """Where ranges of these sizes begin and end on so many cells: n + 1 positions, whole if there is room."""
     count = sizes.size
     if not count:
         return np.zeros(1)
-    weights = np.sqrt(np.maximum(sizes, 1).astype(np.float64))
+    weights = np.sqrt(np.maximum(sizes, 1.0))
     if count > cells:
         return np.concatenate(([0.0], np.cumsum(weights) * (cells / weights.sum())))
-    # Largest-remainder rounding of what is left once each has its cell: borders fall on whole cells.
+    # Each its one cell, the rest by largest remainder: borders fall on whole cells.
     extra = weights / weights.sum() * (cells - count)
-    widths = np.floor(extra).astype(np.int64)
+    widths = np.floor(extra)
     short = cells - count - int(widths.sum())
     widths[np.argsort(extra - widths, kind="stable")[::-1][:short]] += 1
-    return np.concatenate(([0], np.cumsum(widths + 1))).astype(np.float64)
-
-
-def cell_ranges(
-    starts: NDArray[np.uint64], ends: NDArray[np.uint64], edges: NDArray[np.float64], cells: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """For each cell of a strip the range that most of it shows, and the addresses [from, to) that it covers.
-
-    A cell that several ranges share covers from its first address to its last.
-    """
-    left = np.arange(cells, dtype=np.float64)
-    first = np.clip(np.searchsorted(edges, left, "right") - 1, 0, starts.size - 1)
-    last = np.clip(np.searchsorted(edges, left + 1, "left") - 1, first, starts.size - 1)
-    middle = np.clip(np.searchsorted(edges, left + 0.5, "right") - 1, 0, starts.size - 1)
-    return middle, _address(starts, ends, edges, first, left), _address(starts, ends, edges, last, left + 1)
-
-
-def _address(
-    starts: NDArray[np.uint64],
-    ends: NDArray[np.uint64],
-    edges: NDArray[np.float64],
-    ranges: NDArray[np.int64],
-    at: NDArray[np.float64],
-) -> NDArray[np.uint64]:
-    width = np.maximum(edges[ranges + 1] - edges[ranges], 1e-12)
-    share = np.clip((at - edges[ranges]) / width, 0.0, 1.0)
-    size = (ends[ranges] - starts[ranges]).astype(np.float64)
-    return starts[ranges] + (share * size).astype(np.uint64)
+    return np.concatenate(([0.0], np.cumsum(widths + 1)))
 
 
 class FrameCounts:

@@ -119,3 +119,31 @@ def blend(over: str, under: str, share: float) -> str:
     """The colour `over` at an opacity of `share` on `under`; both as #rrggbb."""
     pairs = zip(bytes.fromhex(over[1:]), bytes.fromhex(under[1:]), strict=True)
     return "#" + bytes(round(a * share + b * (1 - share)) for a, b in pairs).hex()
+
+
+VMA_KINDS = {
+    "code": Look("code", "#e69f00", "x", "executable"),
+    "constants": Look("constants", "#9db0c9", "r", "a file, read only"),
+    "data": Look("data", "#cc79a7", "w", "a file, writable"),
+    "heap": Look("heap", "#2fbf8f", "h", "grown by brk()"),
+    "stack": Look("stack", "#f0e442", "s", "the first thread's stack"),
+    "anonymous": Look("anonymous", "#56b4e9", "a", "memory without a file"),
+    "special": Look("special", "#8290a3", "v", "mapped by the kernel: vdso and its kin"),
+    "guard": Look("no access", "#5d6878", "-", "reserved addresses: any use faults"),
+}
+"""What an address range is for, by the name that vma_kind() gives."""
+
+
+def vma_kind(permissions: str, name: str) -> str:
+    """The kind of a VMA from its permissions and name as in /proc/PID/maps."""
+    if name == "[heap]" or name == "[stack]":
+        return name.strip("[]")
+    if name.startswith("[v"):
+        return "special"
+    if permissions[:3] == "---":
+        return "guard"
+    if "x" in permissions:
+        return "code"
+    if not name or name.startswith("["):
+        return "anonymous"
+    return "data" if "w" in permissions else "constants"

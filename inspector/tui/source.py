@@ -196,7 +196,7 @@ class GuestSource:
 
     def overview(self) -> Overview:
         """The guest at a glance, read at one stop."""
-        with self._guest.paused():
+        with self._guest.still():
             return Overview(
                 info=self._guest.info(),
                 accel_reason=self._guest.machine.accel_reason,
@@ -213,7 +213,7 @@ class GuestSource:
 
     def space(self, pid: int) -> Space:
         """A task's address space: VMAs and mappings of one stop. Raises NoSuchTask."""
-        with self._guest.paused():
+        with self._guest.still():
             task = self._guest.task(pid)
             vmas, mappings = task.vmas(), task.mappings()
             root = task.space.root
@@ -235,7 +235,7 @@ class GuestSource:
 
     def walk(self, place: Place) -> WalkView:
         """An address followed in a task, from a CPU's CR3 or in the kernel's tables. Raises NoSuchTask."""
-        with self._guest.paused():
+        with self._guest.still():
             cpu, va, pid = place.cpu, place.va, place.pid
             if va is None:
                 cpu, pid = cpu or 0, None
@@ -259,7 +259,7 @@ class GuestSource:
     def frames(self) -> Frames:
         """All of memory, read now."""
         started = time.monotonic()
-        with self._guest.paused():
+        with self._guest.still():
             states = np.ascontiguousarray(self._guest.frames()["state"])
             zones = tuple(zone for zone in self._guest.zones() if zone.populated)
         self._frames = Frames(FrameCounts(states, len(FrameState)), zones, self._page_size)
@@ -269,7 +269,7 @@ class GuestSource:
 
     def page(self, pfn: Pfn) -> PageView:
         """One frame, read now; its neighbours' states may be some moments older. Raises NoSuchFrame."""
-        with self._guest.paused():
+        with self._guest.still():
             page = self._guest.page(pfn)
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
             recent = self._recent_frames()

@@ -27,6 +27,15 @@ class Reread(Message):
     """The view wants other data for the same place."""
 
 
+class NextTask(Message):
+    """Go to the address space of the next task in PID order, or of the one before."""
+
+    def __init__(self, pid: int, step: int) -> None:
+        super().__init__()
+        self.pid = pid
+        self.step = step
+
+
 class View(Vertical, Generic[Data]):
     """A screen's body: it says what it wants to know, and draws it when it comes."""
 

@@ -17,7 +17,7 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.source import CpuRow, Overview, Source
 from inspector.tui.views.base import Go, View
 from inspector.tui.widgets.bars import FreeLists, Usage, ZoneBars
-from inspector.tui.widgets.drawing import Drawing, heading
+from inspector.tui.widgets.drawing import Drawing, Edge, heading
 from inspector.tui.widgets.table import Column, VirtualTable
 from inspector.units import Pfn, format_size
 
@@ -88,17 +88,6 @@ class OverviewView(View[Overview]):
 
     NAME = ViewName.OVERVIEW
     BINDINGS: ClassVar[list[BindingType]] = bindings(VIEWS[ViewName.OVERVIEW])
-    DEFAULT_CSS = """
-    OverviewView VerticalScroll { padding: 0 1; scrollbar-size-vertical: 1; }
-    OverviewView #columns { layout: horizontal; height: auto; }
-    OverviewView #left { height: auto; width: 1fr; }
-    OverviewView #right { height: auto; width: 1fr; margin-left: 3; }
-    .-narrow OverviewView #columns { layout: vertical; }
-    .-narrow OverviewView #left { width: 100%; }
-    .-narrow OverviewView #right { width: 100%; margin-left: 0; }
-    OverviewView VirtualTable { height: auto; max-height: 10; }
-    .-wide OverviewView .part { margin-bottom: 1; }
-    """
 
     def compose(self) -> ComposeResult:
         """Facts, CPUs and zones; use and free lists beside them where there is room."""
@@ -139,6 +128,12 @@ class OverviewView(View[Overview]):
         """The CPUs; Tab goes on to the zones."""
         if not self.query_one(ZoneBars).has_focus:
             self._cpus.focus()
+
+    def on_edge(self, message: Edge) -> None:
+        """The arrow keys go from part to part."""
+        parts = [self._cpus, self.query_one(ZoneBars), self.query_one(FreeLists)]
+        at = next((index for index, part in enumerate(parts) if part.has_focus), 0)
+        parts[max(0, min(at + message.step, len(parts) - 1))].focus()
 
     def on_virtual_table_chosen(self) -> None:
         """A click on the CPU under the cursor."""

@@ -14,7 +14,7 @@ from inspector.guest import FreeCounts
 from inspector.kernel.frames import FrameState
 from inspector.kernel.zones import Zone
 from inspector.tui import palette
-from inspector.tui.widgets.drawing import Drawing, heading
+from inspector.tui.widgets.drawing import Drawing, Edge, heading
 from inspector.units import format_size
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -115,7 +115,9 @@ class ZoneBars(Drawing, can_focus=True):
         self.redraw()
 
     def action_move(self, step: int) -> None:
-        """Move the cursor."""
+        """Move the cursor; past the first or last zone the focus goes on."""
+        if not 0 <= self._cursor + step < len(self._zones):
+            self.post_message(Edge(step))
         self._cursor = max(0, min(self._cursor + step, len(self._zones) - 1))
         self.refresh()
 
@@ -181,13 +183,19 @@ class ZoneBars(Drawing, can_focus=True):
         return format_size(pages * self._page_size)
 
 
-class FreeLists(Drawing):
+class FreeLists(Drawing, can_focus=True):
     """Free blocks by order and migratetype, shaded by how much memory they hold."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("up", "leave", "Up", show=False)]
 
     def __init__(self) -> None:
         super().__init__(id="free")
         self._free: tuple[FreeCounts, ...] = ()
         self._page_size = 0
+
+    def action_leave(self) -> None:
+        """The focus goes back: it comes here so that a small screen scrolls down."""
+        self.post_message(Edge(-1))
 
     def set_free(self, free: tuple[FreeCounts, ...], page_size: int) -> None:
         """One table a zone."""

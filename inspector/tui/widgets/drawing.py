@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from rich.text import Text
 from textual.geometry import Size
+from textual.message import Message
 from textual.widget import Widget
 
 from inspector.tui import palette
 
 
+class Edge(Message):
+    """The cursor wants to leave a widget: `step` is 1 downwards, -1 upwards."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+
 class Drawing(Widget):
     """Subclasses say in draw() what to show; the height follows."""
 
-    DEFAULT_CSS = "Drawing { height: auto; width: 1fr; text-wrap: nowrap; }"
+    DEFAULT_CSS = "Drawing { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: clip; }"
 
     def draw(self, width: int) -> Text:
         """The whole drawing, lines no wider than `width`."""

@@ -17,6 +17,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from inspector.tui import palette
+from inspector.tui.widgets.drawing import Edge
 
 Row = TypeVar("Row")
 
@@ -25,7 +26,7 @@ _GAP = 1
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """A column. `width` in cells, 0 takes what is left. Where room is short the highest `rank` above 0 goes first.
+    """A column. `width` in cells, 0 takes what is left. Where room is short the highest `rank` goes first.
 
     Text is shown as it is, never read as markup.
     """
@@ -37,7 +38,7 @@ class Column(Generic[Row]):
     right: bool = False
     color: Callable[[Row], str] | None = None
     rank: int = 0
-    descending: bool = False
+    falls: bool = False  # sorted from the largest down at first
 
 
 class VirtualTable(ScrollView, Generic[Row], can_focus=True):
@@ -85,11 +86,12 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         self._key = key
         self._search = search
         self._sort = sort
-        self._reverse = False if sort is None else self.columns[sort].descending
+        self._reverse = False if sort is None else self.columns[sort].falls
         self._rows: Sequence[Row] = ()
         self._shown: list[Row] = []
         self._cursor = 0
         self._filter = ""
+        self._wanted: Hashable = None
         self.empty = "nothing here"
 
     # What it holds
@@ -115,6 +117,11 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         return self._shown[self._cursor] if self._shown else None
 
     @property
+    def cursor_key(self) -> Hashable:
+        """The key of the row under the cursor; None where there is none."""
+        return self._key(self._shown[self._cursor]) if self._shown else None
+
+    @property
     def filter_text(self) -> str:
         """What rows must contain to be shown."""
         return self._filter
@@ -123,6 +130,9 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         """Show other rows."""
         self._rows = rows
         self._arrange()
+        if self._wanted is not None and rows:
+            wanted, self._wanted = self._wanted, None
+            self.move_to(wanted)
 
     def clear(self) -> None:
         """No rows, and the cursor back at the top."""
@@ -137,7 +147,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
     def sort_by(self, column: int, reverse: bool | None = None) -> None:
         """Sort by a column, in its natural direction unless told otherwise."""
         self._sort = column
-        self._reverse = self.columns[column].descending if reverse is None else reverse
+        self._reverse = self.columns[column].falls if reverse is None else reverse
         self._arrange()
 
     def sort_next(self, step: int) -> None:
@@ -158,10 +168,17 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
                 return True
         return False
 
+    def want(self, key: Hashable) -> None:
+        """Put the cursor on the row with that key now, or when the next rows come."""
+        if not self.move_to(key):
+            self._wanted = key
+
     # Keys and mouse
 
     def action_cursor(self, step: int) -> None:
-        """Move the cursor."""
+        """Move the cursor; past the first or last row the focus goes on."""
+        if abs(step) == 1 and not 0 <= self._cursor + step < len(self._shown):
+            self.post_message(Edge(step))
         self._go(self._cursor + step)
 
     def action_page(self, step: int) -> None:
@@ -201,7 +218,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
             self.scroll_to(y=self._cursor - room + 1, animate=False, force=True)
 
     def _arrange(self) -> None:
-        at = self._key(self._shown[self._cursor]) if self._shown else None
+        at = self.cursor_key
         wanted = self._filter.casefold()
         rows = (
             [row for row in self._rows if wanted in self._search(row).casefold()]

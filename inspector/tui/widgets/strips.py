@@ -1,0 +1,148 @@
+"""An address space drawn as a strip of cells, and the range under the cursor page by page."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.text import Text
+
+from inspector.tui import palette
+from inspector.tui.density import Resident, Strip
+from inspector.tui.source import Space, VmaRow
+from inspector.tui.widgets.drawing import Drawing
+from inspector.units import format_size, printable
+
+_HOLE = "┊"
+
+
+def shades(density: NDArray[np.float64]) -> list[str]:
+    """A glyph for each share: blank for nothing, the full block for all, never either for a part."""
+    steps = len(palette.SHADES) - 1
+    level = np.ceil(density * (steps - 1)).astype(np.int64)
+    level[density >= 1.0] = steps
+    return [palette.SHADES[int(step)] for step in level]
+
+
+class AddressStrip(Drawing):
+    """All VMAs side by side, holes as one cell: colour is the kind, shade is how much of it is resident."""
+
+    def __init__(self) -> None:
+        super().__init__(id="strip")
+        self._space: Space | None = None
+        self._current: VmaRow | None = None
+
+    def show(self, space: Space | None, current: VmaRow | None) -> None:
+        """An address space with the cursor on a VMA."""
+        self._space, self._current = space, current
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """Names, two lines of cells, the cursor, the legend."""
+        text = Text()
+        if self._space is None or not self._space.vmas:
+            return text
+        vmas = [row.vma for row in self._space.vmas]
+        starts = np.array([vma.start for vma in vmas], np.uint64)
+        strip = Strip.lay_out(starts, np.array([vma.end for vma in vmas], np.uint64), width)
+        kinds = [palette.vma_kind(vma.permissions, vma.name) for vma in vmas]
+        text.append(self._names(strip, width) + "\n", palette.DIM)
+        self._cells(text, strip, kinds)
+        self._cursor(text, strip, width)
+        self._legend(text, kinds)
+        return text
+
+    def _names(self, strip: Strip, width: int) -> str:
+        """Each mapped thing's name over its cells, where it fits."""
+        assert self._space is not None
+        line = [" "] * width
+        rows = self._space.vmas
+        first = 0
+        for index in range(1, len(rows) + 1):
+            if index < len(rows) and rows[index].vma.name == rows[first].vma.name and rows[first].vma.name:
+                continue
+            left, right = int(strip.left[first]), int(strip.right[index - 1])
+            name = printable(rows[first].vma.name.rsplit("/", 1)[-1])
+            if len(name) < right - left:
+                line[left : left + len(name)] = name
+            first = index
+        return "".join(line)
+
+    def _cells(self, text: Text, strip: Strip, kinds: list[str]) -> None:
+        assert self._space is not None
+        glyphs = shades(strip.density(self._space.resident))
+        current = self._index()
+        for _ in range(2):
+            for cell, index in enumerate(strip.ranges().tolist()):
+                if index < 0:
+                    text.append(_HOLE, palette.FAINT)
+                    continue
+                color = palette.VMA_KINDS[kinds[index]].color
+                under = palette.blend(color, palette.BACKGROUND, 0.5 if index == current else 0.22)
+                text.append(glyphs[cell], f"{color} on {under}")
+            text.append("\n")
+
+    def _cursor(self, text: Text, strip: Strip, width: int) -> None:
+        index = self._index()
+        if index is None:
+            text.append("\n")
+            return
+        left, right = int(strip.left[index]), max(int(strip.left[index]) + 1, round(strip.right[index]))
+        text.append(" " * left + "▔" * (right - left), f"bold {palette.CURSOR}")
+        text.append(" " * max(0, width - right) + "\n")
+
+    def _legend(self, text: Text, kinds: list[str]) -> None:
+        for name, look in palette.VMA_KINDS.items():
+            if name in kinds:
+                under = palette.blend(look.color, palette.BACKGROUND, 0.3)
+                text.append("▒▒", f"{look.color} on {under}")
+                text.append(f" {look.name}  ", palette.DIM)
+        text.append("shade: resident share", palette.DIM)
+
+    def _index(self) -> int | None:
+        if self._space is None or self._current is None:
+            return None
+        start = self._current.vma.start
+        return next((i for i, row in enumerate(self._space.vmas) if row.vma.start == start), None)
+
+
+class VmaMap(Drawing):
+    """One VMA enlarged: as many cells as it has pages, or each cell as many pages as it must."""
+
+    def __init__(self) -> None:
+        super().__init__(id="vma-map")
+        self._row: VmaRow | None = None
+        self._resident: Resident | None = None
+        self._page_size = 1
+        self._lines = 2
+
+    def show(self, row: VmaRow | None, resident: Resident | None, page_size: int, lines: int) -> None:
+        """A VMA in at most so many lines of cells."""
+        self._row, self._resident, self._page_size, self._lines = row, resident, page_size, lines
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """What the VMA is, and its pages."""
+        text = Text()
+        row, resident = self._row, self._resident
+        if row is None or resident is None:
+            return text
+        vma = row.vma
+        pages = vma.size // self._page_size
+        each = max(1, -(-pages // (width * self._lines)))
+        cells = -(-pages // each)
+        head = Text()
+        head.append(f"{vma.start:#x}-{vma.end:#x} ", f"bold {palette.FOREGROUND}")
+        head.append(f"{pages} pages, a cell is {format_size(each * self._page_size)} ", palette.DIM)
+        head.append(" ".join(vma.flag_names), palette.DIM)
+        head.truncate(width, overflow="ellipsis")
+        text.append_text(head)
+        steps = np.arange(cells + 1, dtype=np.uint64) * np.uint64(each * self._page_size)
+        edges = np.uint64(vma.start) + np.minimum(steps, np.uint64(vma.size))
+        mapped = resident.between(edges[:-1], edges[1:])
+        glyphs = "".join(shades(mapped / np.diff(edges).astype(np.float64)))
+        color = palette.VMA_KINDS[palette.vma_kind(vma.permissions, vma.name)].color
+        style = f"{color} on {palette.blend(color, palette.BACKGROUND, 0.22)}"
+        for line in range(self._lines):
+            text.append("\n")
+            text.append(glyphs[line * width : (line + 1) * width], style)
+        return text
