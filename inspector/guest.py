@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inspector import images, machine, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
-from inspector.errors import UsageError
+from inspector.errors import MachineError, UsageError
 from inspector.kernel import buddy, cpus, frames, pages, tasks, zones
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pages import Page
@@ -84,7 +84,7 @@ class Guest:
         self.live = False
         self._lock = threading.RLock()
         self._depth = 0
-        self._resume = False
+        self._holder = 0
         blocks = tuple(RamBlock(PhysAddr(start), size, offset) for start, size, offset in machine.blocks)
         self.memory = MappedRam.from_fd(machine.ram_fd, blocks)
         try:
@@ -98,14 +98,13 @@ class Guest:
 
     def _attach(self, vmlinux: Path | None) -> Kernel:
         """Names and types, while the guest stands still."""
-        was_running = self.machine.running
-        self.machine.pause()
+        self.machine.hold()
         try:
             cpu = self.machine.registers()[0]
             return symbols.attach(self.memory, cpu, cache=images.cache_dir(), vmlinux=vmlinux)
         finally:
-            if was_running and self.machine.alive:
-                self.machine.resume()
+            if self.machine.alive:
+                self.machine.release()
 
     def __enter__(self) -> Guest:
         return self
@@ -145,17 +144,16 @@ class Guest:
         """The guest stands still inside. Nests; a guest that was stopped before stays so after."""
         with self._lock:
             if not self._depth:
-                self._resume = self.machine.running
-                if self._resume:
-                    self.machine.pause()
+                self.machine.hold()
                 self.kernel.space.flush()
             self._depth += 1
+            self._holder = threading.get_ident()
             try:
                 yield
             finally:
                 self._depth -= 1
-                if not self._depth and self._resume and self.machine.alive:
-                    self.machine.resume()
+                if not self._depth and self.machine.alive:
+                    self.machine.release()
 
     def still(self) -> AbstractContextManager[None]:
         """For a compound answer: paused(), unless `live` says to read while the guest runs."""
@@ -165,12 +163,25 @@ class Guest:
         return nullcontext()
 
     def run(self, command: str, timeout: float = 30) -> Completed:
-        """Run a shell command in the guest; `timeout` in seconds. Raises CommandTimeout, GuestDied."""
+        """Run a shell command in the guest; `timeout` in seconds.
+
+        Raises CommandTimeout, GuestDied, and MachineError where the guest stands still or has no agent.
+        """
+        self._check_runs()
         return self.machine.run(command, timeout)
 
     def spawn(self, command: str) -> int:
-        """Start a command that stays; gives its PID."""
+        """Start a command that stays; gives its PID. Raises as run()."""
+        self._check_runs()
         return self.machine.spawn(command)
+
+    def _check_runs(self) -> None:
+        """A guest that stands still would never answer."""
+        state = self.machine.state()
+        ours = self._depth and self._holder == threading.get_ident()
+        if ours or (state.kind in ("paused", "breakpoint") and not state.held):
+            reason = "inside paused()" if ours else state.reason
+            raise MachineError(f"the guest stands still ({reason}): let it run before it is to run a command")
 
     # Names
 
