@@ -7,17 +7,17 @@ name in the raw bytes of .debug_info, and only that unit is read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from elftools.common.exceptions import DWARFError
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
-from inspector.errors import BadFormat, NoSuchType
+from inspector.errors import BadFormat, NoSuchType, SymbolsError
 from inspector.symbols.types import Kind, Member, Type, TypeTable
 
 _COMPOSITES = {
@@ -41,6 +41,25 @@ _CHUNK = 4 << 20  # bytes of .debug_info looked through at a time
 _INLINE_NAME = 4  # a name with its NUL that is no longer than a reference to it stands in place
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _damage_is_bad_format(method: Callable[P, R]) -> Callable[P, R]:
+    """Pyelftools meets damaged data with whatever exception its parser runs into."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except SymbolsError:
+            raise
+        except Exception as error:
+            raise BadFormat(f"DWARF: damaged: {type(error).__name__} {error}".rstrip()) from error
+
+    return guarded
+
+
 class Dwarf(TypeTable):
     """The types of an ELF file with .debug_info. A type's id is the offset of its entry there.
 
@@ -60,6 +79,7 @@ class Dwarf(TypeTable):
         self._types: dict[int, Type] = {}
         self._found: dict[str, Type | None] = {}
 
+    @_damage_is_bad_format
     def find(self, name: str) -> Type:
         """The struct, union, enum, typedef or base type of that name. Raises NoSuchType."""
         if name not in self._found:
@@ -70,6 +90,7 @@ class Dwarf(TypeTable):
             raise NoSuchType(f"the kernel has no type {name!r}")
         return found
 
+    @_damage_is_bad_format
     def members(self, type_: Type) -> tuple[Member, ...]:
         """What a struct or union declares; one without a body is looked up by name. Raises NoSuchType."""
         die = self._die(type_.id)
@@ -79,11 +100,13 @@ class Dwarf(TypeTable):
             return self.members(self.find(type_.name))
         return tuple(self._declared(child) for child in die.iter_children() if child.tag == "DW_TAG_member")
 
+    @_damage_is_bad_format
     def enumerators(self, type_: Type) -> Mapping[str, int]:
         """The names and values of an enum, in order; empty for any other type."""
         die = self._die(type_.id)
         return _values(die) if die.tag == _ENUM else {}
 
+    @_damage_is_bad_format
     def constant(self, enumerator: str) -> int:
         """The value of an enumerator of any enum. Raises NoSuchType."""
         for unit in self._units_with(enumerator, ("DW_TAG_enumerator",)):
@@ -153,10 +176,7 @@ class Dwarf(TypeTable):
             yield from _words_in(self._info[start : start + _CHUNK + 3], wanted_at, start)
 
     def _unit(self, offset: int) -> CompileUnit:
-        try:
-            return self._dwarf.get_CU_at(offset)
-        except (DWARFError, KeyError, ValueError) as error:
-            raise BadFormat(f"DWARF: the compile unit at {offset:#x} is damaged: {error}") from error
+        return self._dwarf.get_CU_at(offset)
 
     def _die(self, offset: int) -> DIE:
         return self._dwarf.get_DIE_from_refaddr(offset)

@@ -26,6 +26,8 @@ from inspector.units import VirtAddr
 
 _MAX_SYMBOLS = 1 << 22  # a kernel with everything built in has about 400,000
 _MAX_NAME = 512  # KSYM_NAME_LEN since 6.1 (commit b8a94bfb3395)
+_MAX_IMAGE = 1 << 30  # bytes; what is further below _stext is no place in the kernel
+_MAX_TEXT = 128 << 20  # bytes of all names; a stock kernel has 4 MiB
 _TOKENS = 256
 
 
@@ -74,36 +76,34 @@ def read_kallsyms(
     if not 0 < count <= _MAX_SYMBOLS:
         raise BadFormat(f"kallsyms is corrupt: it claims {count} symbols")
     names, kinds = _names(space, tables, count)
-    for addresses, absolute in _addresses(space, tables, count):
+    for addresses in _addresses(space, tables, count):
         rows = np.flatnonzero(addresses == np.uint64(known[1])).tolist()
         if any(names[row] == known[0].encode() for row in rows):
-            moved = ~absolute
+            moved = addresses >= np.uint64(max(known[1] - _MAX_IMAGE, 0))  # the others are absolute
             floor = int(addresses[moved].min()) - kaslr_offset
             addresses[moved] -= np.uint64(kaslr_offset)
             return SymbolArrays.build(names, kinds, addresses, max(floor, 0))
     raise BadFormat(f"kallsyms: no known layout puts {known[0]} at {known[1]:#x}, where VMCOREINFO has it")
 
 
-def _addresses(
-    space: AddressSpace, tables: KallsymsTables, count: int
-) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.bool_]]]:
-    """What each way of holding addresses makes of the table, newest first; and which results are absolute."""
+def _addresses(space: AddressSpace, tables: KallsymsTables, count: int) -> Iterator[NDArray[np.uint64]]:
+    """What each way of holding addresses makes of the table, newest first."""
     size = space.format.pointer_size
     mask = np.uint64((1 << 8 * size) - 1)
-    relative = np.zeros(count, np.bool_)
     if tables.offsets is not None:
         raw = space.array(tables.offsets, count * 4).view("<i4")
         signed = raw.astype(np.int64).view(np.uint64)
+        unsigned = raw.view("<u4").astype(np.uint64)
         if tables.relative_base is None:
             places = np.uint64(tables.offsets) + np.arange(count, dtype=np.uint64) * np.uint64(4)
-            yield (places + signed) & mask, relative
-            yield raw.view("<u4").astype(np.uint64), relative  # 32-bit kernels that do not move
+            yield (places + signed) & mask
+            yield unsigned  # 32-bit kernels that do not move
         else:
             base = np.uint64(space.pointer(tables.relative_base))
-            yield (base + raw.view("<u4").astype(np.uint64)) & mask, relative
-            yield np.where(raw >= 0, signed, (base - np.uint64(1) - signed) & mask), raw >= 0
+            yield (base + unsigned) & mask
+            yield np.where(raw >= 0, signed, (base - np.uint64(1) - signed) & mask)
     if tables.addresses is not None:
-        yield space.array(tables.addresses, count * size).view(f"<u{size}").astype(np.uint64), relative
+        yield space.array(tables.addresses, count * size).view(f"<u{size}").astype(np.uint64)
 
 
 def _names(space: AddressSpace, tables: KallsymsTables, count: int) -> tuple[list[bytes], NDArray[np.uint8]]:
@@ -114,7 +114,7 @@ def _names(space: AddressSpace, tables: KallsymsTables, count: int) -> tuple[lis
     lengths = token_length[tokens]
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    if total > count * _MAX_NAME:
+    if total > min(count * _MAX_NAME, _MAX_TEXT):
         raise BadFormat("kallsyms is corrupt: its names are too long")
     # A byte of the output comes from its token's start plus its distance from where the token begins.
     source = np.repeat(token_start[tokens] - (ends - lengths), lengths)
@@ -151,6 +151,8 @@ def _split(
                 wide.append(position)
                 length = length & 0x7F | data[position] << 7
                 position += 1
+            if not length:
+                raise BadFormat("kallsyms is corrupt: a symbol without a name")
             starts.append(position)
             position += length
     except IndexError:

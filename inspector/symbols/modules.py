@@ -19,7 +19,7 @@ _MAX_BTF = 16 << 20  # bytes of one module's BTF; the largest stock one has 500 
 
 
 class KernelTypes(TypeTable):
-    """The kernel's own types, and behind them those of the modules that are loaded when a name is asked for."""
+    """The kernel's own types, and behind them those of the modules loaded when a name is asked for."""
 
     def __init__(self, base: Btf, space: AddressSpace, symbols: SymbolTable) -> None:
         super().__init__()
