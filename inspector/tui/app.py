@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,13 +14,15 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer, Static
 
+from inspector.guest import GuestInfo
 from inspector.tui import palette, style
 from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
 from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
 from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
-from inspector.tui.source import Overview, Source
+from inspector.tui.source import Source
 from inspector.tui.views.base import Go, NextTask, Reread, View
+from inspector.tui.views.frames import FramesView
 from inspector.tui.views.overview import OverviewView
 from inspector.tui.views.space import SpaceView
 from inspector.tui.views.tasks import TasksView
@@ -34,6 +36,14 @@ _HISTORY = 100
 class _Visited:
     place: Place
     memento: Any
+
+
+class Introduced(Message):
+    """Which guest this is."""
+
+    def __init__(self, info: GuestInfo) -> None:
+        super().__init__()
+        self.info = info
 
 
 class InspectorApp(App[None]):
@@ -67,6 +77,7 @@ class InspectorApp(App[None]):
             yield TasksView()
             yield SpaceView()
             yield WalkScreen()
+            yield FramesView()
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -74,6 +85,7 @@ class InspectorApp(App[None]):
         self.register_theme(palette.THEME)
         self.theme = palette.THEME.name
         self._poller.start()
+        self._poller.do(self._introduce)
         self.source.on_death(lambda why: self._poller.do(_raise_death(why)))
         self._enter(self._place)
 
@@ -172,10 +184,15 @@ class InspectorApp(App[None]):
             return
         self.query_one(StatusLine).answered(message.seconds)
         self._say("")
-        if isinstance(message.data, Overview):
-            info = message.data.info
-            self.query_one(StatusLine).set_guest(info.release, info.accel, info.memory, info.cpus)
         self.view.show(message.data)
+
+    def _introduce(self, source: Source) -> None:
+        self.post_message(Introduced(source.info()))
+
+    def on_introduced(self, message: Introduced) -> None:
+        """The status line knows which guest this is."""
+        info = message.info
+        self.query_one(StatusLine).set_guest(info.release, info.accel, info.memory, info.cpus)
 
     def on_failed(self, message: Failed) -> None:
         """Say it on one line."""
@@ -215,8 +232,11 @@ class InspectorApp(App[None]):
         """Ask where to go."""
 
         def arrive(place: Place | None) -> None:
-            if place is not None:
-                self.go(place)
+            if place is None:
+                return
+            if place.view is ViewName.PAGE and self._place.view is ViewName.FRAMES:
+                place = replace(place, view=ViewName.FRAMES)  # the map's cursor goes there; Enter opens it
+            self.go(place)
 
         self.push_screen(GoDialog(self.source, self._current_pid()), arrive)
 

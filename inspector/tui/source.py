@@ -138,6 +138,9 @@ class Source(Protocol):
     def resume(self) -> None:
         """Let the guest run."""
 
+    def info(self) -> GuestInfo:
+        """What guest this is."""
+
     def overview(self) -> Overview:
         """The guest at a glance."""
 
@@ -193,6 +196,10 @@ class GuestSource:
     def resume(self) -> None:
         """Let the guest run."""
         self._guest.resume()
+
+    def info(self) -> GuestInfo:
+        """What guest this is."""
+        return self._guest.info()
 
     def overview(self) -> Overview:
         """The guest at a glance, read at one stop."""

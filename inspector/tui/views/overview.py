@@ -8,7 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 
 from inspector.guest import GuestInfo
 from inspector.tui import palette
@@ -17,7 +17,7 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.source import CpuRow, Overview, Source
 from inspector.tui.views.base import Go, View
 from inspector.tui.widgets.bars import FreeLists, Usage, ZoneBars
-from inspector.tui.widgets.drawing import Drawing, Edge, heading
+from inspector.tui.widgets.drawing import Body, Drawing, Edge, heading
 from inspector.tui.widgets.table import Column, VirtualTable
 from inspector.units import Pfn, format_size
 
@@ -91,7 +91,7 @@ class OverviewView(View[Overview]):
 
     def compose(self) -> ComposeResult:
         """Facts, CPUs and zones; use and free lists beside them where there is room."""
-        with VerticalScroll(can_focus=False), Vertical(id="columns"):
+        with Body(), Vertical(id="columns"):
             with Vertical(id="left"):
                 yield self._part(Facts())
                 yield self._part(

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from inspector.arch import FaultKind
@@ -19,7 +18,7 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.source import Source, WalkView
 from inspector.tui.views.base import Go, View
 from inspector.tui.widgets.bits import AddressBits, EntryFlags, Steps
-from inspector.tui.widgets.drawing import Drawing
+from inspector.tui.widgets.drawing import Body, Drawing
 from inspector.units import Pfn, VirtAddr, format_size, printable
 
 
@@ -96,7 +95,7 @@ class WalkScreen(View[WalkView]):
     def compose(self) -> ComposeResult:
         """From top to bottom as the MMU goes."""
         yield Static(id="walk-summary", classes="summary", markup=False)
-        with VerticalScroll(can_focus=False):
+        with Body():
             yield AddressBits()
             yield Steps()
             yield Outcome()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
 from textual.geometry import Size
 from textual.message import Message
 from textual.widget import Widget
@@ -41,6 +45,16 @@ class Drawing(Widget):
         text.no_wrap = True
         text.end = ""
         return text
+
+
+class Body(VerticalScroll, can_focus=False, inherit_bindings=False):
+    """Scrolls what does not fit, and leaves the arrow keys to what is in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("pageup", "page_up", "Page up", show=False),
+        Binding("pagedown", "page_down", "Page down", show=False),
+    ]
+    DEFAULT_CSS = "Body { scrollbar-size-vertical: 1; }"
 
 
 def heading(text: Text, title: str, width: int, note: str = "") -> None:

@@ -41,7 +41,7 @@ class Column(Generic[Row]):
     falls: bool = False  # sorted from the largest down at first
 
 
-class VirtualTable(ScrollView, Generic[Row], can_focus=True):
+class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=False):
     """Rows sorted by a column and filtered by a text; the cursor stays on its row when the rows change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
