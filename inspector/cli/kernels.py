@@ -9,6 +9,7 @@ from rich.text import Text
 
 from inspector import images
 from inspector.cli import output
+from inspector.images import KernelStatus
 from inspector.units import format_size
 
 
@@ -18,7 +19,7 @@ def kernels(as_json: bool) -> None:
     """List the kernels that can be booted by name, and which are in the cache."""
     found = images.kernels()
     if as_json:
-        output.emit_json([asdict(kernel) for kernel in found])
+        output.emit_json([_as_data(kernel) for kernel in found])
         return
     table = output.plain_table("Name", "Kernel", "Version", "In the cache", right=("In the cache",))
     for kernel in found:
@@ -27,3 +28,9 @@ def kernels(as_json: bool) -> None:
         table.add_row(name, kernel.title, kernel.version or "-", size)
     note = "\nOne that is not in the cache is fetched when it first boots: kmi --kernel NAME"
     output.show(table, Text(note, "dim"))
+
+
+def _as_data(kernel: KernelStatus) -> dict[str, object]:
+    data = asdict(kernel)
+    size = data.pop("size")
+    return {**data, "version": kernel.version or None, "size_bytes": size}

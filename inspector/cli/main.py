@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ class _Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in _HELP_OR_VERSION):
+            rest = self.commands["tui"].make_parser(ctx).parse_args(list(args))[1]
+            if rest and rest[0] in self.commands:
+                meant = shlex.join([rest[0], *(arg for arg in args if arg != rest[0])])
+                raise click.UsageError(f"the command comes before its options: kmi {meant}", ctx)
             args = ["tui", *args]
         return super().parse_args(ctx, args)
 
@@ -77,12 +82,14 @@ for _command in (tui, report, walk, page, kernels, boot, shell, bench):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `kmi`; gives its exit status: 0, 2 for anything that is told in one line, 130 after Ctrl-C."""
+    """Run `kmi`; gives its exit status: 0, 2 for anything that is told in one line, 130 after Ctrl-C.
+
+    Where the reader of stdout has gone (`kmi report | head -1`) click leaves quietly with 1.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     try:
         status = kmi.main(arguments, prog_name="kmi", standalone_mode=False)
-        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -90,9 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(_with_help(error))
     except InspectorError as error:
         return _say(str(error))
-    except BrokenPipeError:
-        sys.stderr.close()  # Python would complain there that stdout cannot be flushed
-        return 1
 
 
 def _leave(number: int, frame: FrameType | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from inspector.errors import SetupError
 from inspector.units import printable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead, for programs.")
@@ -37,13 +39,24 @@ def show(*parts: RenderableType) -> None:
         return
     text = io.StringIO()
     Console(file=text, markup=False, emoji=False, highlight=False, width=width()).print(*parts, sep="\n")
-    sys.stdout.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    _write("".join(line.rstrip() + "\n" for line in text.getvalue().splitlines()))
 
 
 def emit_json(value: Any) -> None:
     """Print a value as JSON. Addresses and raw words are integers of up to 64 bits."""
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    _write(json.dumps(value, indent=2) + "\n")
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes what is left on its way out, and would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise  # who reads has seen enough
+        raise SetupError(f"cannot write the answer: {error.strerror}") from error
 
 
 def guest_text(text: str, style: str = "") -> Text:

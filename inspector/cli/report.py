@@ -163,6 +163,7 @@ def _task(task: Task, page: int) -> dict[str, Any]:
         "tgid": task.tgid,
         "ppid": task.ppid,
         "comm": task.comm,
+        "name": task.name,
         "state": task.state,
         "uid": task.uid,
         "cpu": task.cpu,

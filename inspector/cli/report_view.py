@@ -198,7 +198,7 @@ def _tasks(report: Report, every: bool) -> RenderableType:
         sizes = (mm.rss * report.page_size, mm.total_vm * report.page_size, mm.pgtables_bytes) if mm else None
         table.add_row(
             str(task.pid),
-            guest_text(task.comm),
+            guest_text(task.name),
             task.state,
             str(task.uid),
             str(task.cpu),
