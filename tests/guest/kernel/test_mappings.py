@@ -83,7 +83,8 @@ def test_agrees_with_pagemap(any_guest: Guest, tasks: dict[str, Task], witness: 
         theirs.update(zip((present + first).tolist(), (entries[present] & _PFN).tolist(), strict=True))
     assert len(theirs) > 10
     # A PROT_NONE page is present for Linux and not for the MMU: pagemap names its frame, mappings() does not.
-    hidden = {page: pfn for page, pfn in theirs.items() if page in prot_none_pages(task)}
+    no_access = prot_none_pages(task)
+    hidden = {page: pfn for page, pfn in theirs.items() if page in no_access}
     assert bool(hidden) == (name == "maps")
     assert expand(ours) == {page: pfn for page, pfn in theirs.items() if page not in hidden}
 
