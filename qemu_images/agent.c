@@ -182,7 +182,7 @@ static void child(const char *command, int out_fd, int err_fd)
 	signal(SIGHUP, SIG_DFL);
 	setpriority(PRIO_PROCESS, 0, 0);
 	write_text("/proc/self/oom_score_adj", "0");     /* the agent may not be killed, what it runs may */
-	dup2(open("/dev/null", O_RDWR), 0);
+	dup2(open("/dev/null", O_RDWR | O_CLOEXEC), 0);
 	if (out_fd < 0) {
 		snprintf(log, sizeof log, "/tmp/spawn-%d.log", (int)getpid());
 		out_fd = err_fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,6 +23,9 @@ from qemu.qmp import (
 )
 
 from inspector.errors import GuestDied, MachineError, QmpError
+
+# what goes wrong reaches our caller as an exception: no second account of it on stderr
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 EventCallback = Callable[[str, dict[str, Any]], None]

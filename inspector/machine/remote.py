@@ -47,13 +47,15 @@ class RemoteMachine:
         self._main = self._dial()
         """The line that pauses and holds are ours by: when it ends, the server lets the guest run."""
         self._main_lock = threading.Lock()
-        self._main.send({"op": "hello"})
         try:
+            self._main.send({"op": "hello"})
             answer, self.ram_fd = self._main.receive_fd()
         except (OSError, ValueError) as error:
+            self._main.close()
             raise MachineError(f"the kmi that holds guest {name!r} does not greet: {error}") from error
         about = answer["result"]
         if about["version"] != VERSION:
+            self._main.close()
             os.close(self.ram_fd)
             raise MachineError(f"guest {name!r} is held by another version of kmi: close it there")
         self.name: str = about["name"]
@@ -65,11 +67,13 @@ class RemoteMachine:
         self.holder_pid: int = about["pid"]
         self.blocks: list[RamRange] = [(start, size, offset) for start, size, offset in about["blocks"]]
         self._events = self._dial()
-        self._events.send({"op": "events"})
+        self._exchange(self._events, {"op": "events"})
         self._listening.set()
         threading.Thread(target=self._listen, name="kmi-remote", daemon=True).start()
 
     def _dial(self) -> Line:
+        if self._closed:
+            raise self._gone()
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connected.connect(str(self._path))
@@ -101,7 +105,7 @@ class RemoteMachine:
                         with suppress(Exception):  # a listener's fault is not the guest's
                             listener(state)
         with self._lock:
-            self._dead = why or f"the kmi that held {self._path.stem!r} has ended"
+            self._dead = self._dead or why or f"the kmi that held {self._path.stem!r} has ended"
             mourners, self._mourners = self._mourners, []
         self._ended.set()
         for mourner in mourners:

@@ -6,6 +6,7 @@ import atexit
 import base64
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,10 +54,18 @@ class Server:
             if not peer_is_us(connected):
                 connected.close()
                 continue
+            # a client that is stopped must not stop us: SO_SNDTIMEO bounds sends alone (socket(7))
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
             client = _Client(self, Line(connected))
             with self._lock:
                 self._clients.add(client)
             threading.Thread(target=client.serve, name="kmi-share-client", daemon=True).start()
+
+    def listen(self, client: _Client) -> None:
+        """Tell a client of all that happens, from its answer on."""
+        with self._lock:
+            client.line.send({"result": None})
+            client.listens = True
 
     def drop(self, client: _Client) -> None:
         """A client is gone."""
@@ -72,10 +81,12 @@ class Server:
 
     def _send_events(self, event: dict[str, Any]) -> None:
         with self._lock:
-            listening = [client for client in self._clients if client.listens]
-        for client in listening:
-            with suppress(OSError):
-                client.line.send(event)
+            for client in self._clients:
+                try:
+                    if client.listens:
+                        client.line.send(event)
+                except OSError:
+                    client.listens = False
 
     def close(self) -> None:
         """Stop serving; clients see the guest gone. Idempotent; the machine goes on."""
@@ -135,6 +146,9 @@ class _Client:
         if operation == "hello":
             self.line.send({"result": self._hello()}, self.machine.ram_fd)
             return
+        if operation == "events":
+            self.server.listen(self)
+            return
         do = _OPERATIONS.get(operation)
         try:
             if do is None:
@@ -179,12 +193,8 @@ class _Client:
             self._holds -= 1
             self.machine.release()
 
-    def events(self) -> None:
-        self.listens = True
-
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    "events": _Client.events,
     "pause": _Client.pause,
     "resume": _Client.resume,
     "hold": _Client.hold,

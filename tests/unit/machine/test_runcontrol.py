@@ -1,0 +1,169 @@
+"""Pauses, holds and their reasons, over a stand-in for QMP that stops and starts as QEMU does."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inspector.errors import GuestDied, QmpError
+from inspector.machine.model import RunState
+from inspector.machine.qmp import Qmp
+from inspector.machine.runcontrol import RunControl
+
+
+class Cpus(Qmp):
+    """QMP of a machine that is nothing but running or not."""
+
+    def __init__(self, control: RunControl) -> None:
+        self.control = control
+        self.running = True
+        self.orders: list[str] = []
+
+    def execute(self, command: str, arguments: Any = None, timeout: float = 30.0) -> Any:
+        if command == "query-status":
+            return {"running": self.running}
+        if command not in ("stop", "cont"):
+            raise QmpError(command)
+        self.orders.append(command)
+        self.go(command == "cont")
+        return {}
+
+    def go(self, running: bool) -> None:
+        """QEMU sends an event only where something changes."""
+        if running != self.running:
+            self.running = running
+            self.control.on_qmp_event("RESUME" if running else "STOP", {})
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.control = RunControl(Path("/no/such/socket"))
+        self.cpus = Cpus(self.control)
+        self.news: queue.Queue[RunState] = queue.Queue()
+        self.control.use_qmp(self.cpus)
+        self.control.on_state(self.news.put)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_it_begins_as_qemu_says(bench: Bench) -> None:
+    assert bench.control.state() == RunState("running", "running")
+
+
+def test_pause_and_resume_are_absolute(bench: Bench) -> None:
+    for _ in range(2):
+        bench.control.pause("the test")
+    assert bench.control.state() == RunState("paused", "paused by the test")
+    bench.control.resume()
+    bench.control.resume()
+    assert bench.control.state().running
+    assert bench.cpus.orders == ["stop", "cont"]
+
+
+def test_a_stop_by_somebody_else_is_seen_and_can_be_ended(bench: Bench) -> None:
+    bench.cpus.go(False)
+    assert bench.control.state() == RunState("paused", "paused by QEMU's monitor")
+    bench.control.resume()
+    assert bench.cpus.running
+
+
+def test_listeners_hear_of_changes_in_order(bench: Bench) -> None:
+    bench.control.pause()
+    bench.control.resume()
+    bench.cpus.go(False)
+    heard = [bench.news.get(timeout=10).reason for _ in range(3)]
+    assert heard == ["paused by user", "running", "paused by QEMU's monitor"]
+
+
+def test_a_listener_that_fails_keeps_nobody_from_hearing(bench: Bench) -> None:
+    def fail(state: RunState) -> None:
+        raise RuntimeError("a listener's own fault")
+
+    bench.control.on_state(fail)
+    later: queue.Queue[RunState] = queue.Queue()
+    bench.control.on_state(later.put)
+    bench.control.pause()
+    assert later.get(timeout=10).kind == "paused"
+
+
+def test_holds_are_counted_and_not_told(bench: Bench) -> None:
+    bench.control.hold()
+    bench.control.hold()
+    assert bench.control.state().held
+    bench.control.release()
+    assert not bench.control.state().running
+    bench.control.release()
+    assert bench.control.state().running
+    bench.control.pause()
+    assert bench.news.get(timeout=10).reason == "paused by user", "the holds were not told"
+
+
+def test_a_hold_of_a_paused_guest_leaves_it_paused(bench: Bench) -> None:
+    bench.control.pause()
+    bench.control.hold()
+    assert bench.control.state() == RunState("paused", "paused by user")
+    bench.control.release()
+    assert bench.control.state() == RunState("paused", "paused by user")
+
+
+def test_a_pause_during_a_hold_stays_after_it(bench: Bench) -> None:
+    bench.control.hold()
+    bench.control.pause("user")
+    bench.control.release()
+    assert bench.control.state() == RunState("paused", "paused by user")
+    assert bench.cpus.orders == ["stop"]
+
+
+def test_a_resume_during_a_hold_comes_at_its_end(bench: Bench) -> None:
+    bench.control.pause()
+    bench.control.hold()
+    bench.control.resume()
+    assert not bench.cpus.running, "somebody is reading"
+    bench.control.release()
+    assert bench.cpus.running
+
+
+def test_one_release_too_many_does_nothing(bench: Bench) -> None:
+    bench.control.pause()
+    bench.control.release()
+    assert not bench.cpus.running
+
+
+def test_a_panicked_guest_is_told_apart(bench: Bench) -> None:
+    bench.control.on_qmp_event("GUEST_PANICKED", {"action": "pause"})
+    bench.cpus.go(False)
+    assert bench.control.state().kind == "panicked"
+
+
+def test_death_is_told_once_with_its_first_reason(bench: Bench) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    bench.control.on_death(deaths.put)
+    bench.control.died("QEMU was killed by signal 9")
+    bench.control.died("closed")
+    assert deaths.get(timeout=10) == "QEMU was killed by signal 9"
+    late: queue.Queue[str] = queue.Queue()
+    bench.control.on_death(late.put)
+    assert late.get(timeout=10) == "QEMU was killed by signal 9"
+    assert deaths.empty()
+    assert bench.control.state() == RunState("dead", "dead: QEMU was killed by signal 9")
+
+
+@pytest.mark.parametrize("order", ["pause", "resume", "hold", "check_alive", "gdb"])
+def test_a_dead_guest_takes_no_orders(bench: Bench, order: str) -> None:
+    bench.control.died("QEMU was killed by signal 9")
+    with pytest.raises(GuestDied, match="killed by signal 9"):
+        getattr(bench.control, order)()
+
+
+def test_waiting_for_a_stop(bench: Bench) -> None:
+    assert bench.control.wait_stop(0.05) is None
+    bench.cpus.go(False)
+    stopped = bench.control.wait_stop(10)
+    assert stopped is not None
+    assert stopped.kind == "paused"
