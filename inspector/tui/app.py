@@ -22,8 +22,10 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
 from inspector.tui.source import Source
 from inspector.tui.views.base import Go, NextTask, Reread, View
+from inspector.tui.views.console import ConsoleView, RunCommand, run_command
 from inspector.tui.views.frames import FramesView
 from inspector.tui.views.overview import OverviewView
+from inspector.tui.views.page import PageScreen
 from inspector.tui.views.space import SpaceView
 from inspector.tui.views.tasks import TasksView
 from inspector.tui.views.walk import WalkScreen
@@ -51,7 +53,7 @@ class InspectorApp(App[None]):
 
     TITLE = "kmi"
     BINDINGS: ClassVar[list[BindingType]] = bindings(GLOBAL)
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide"), (150, "-huge")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = style.CSS
 
@@ -59,6 +61,22 @@ class InspectorApp(App[None]):
         super().__init__()
         self.source = source
         self._poller = Poller(source, self._post)
+        # Held here, and not asked for by query: the screen on top may be a dialog.
+        self._status = StatusLine()
+        self._tabs = Tabs()
+        self._notice = Static(id="notice", markup=False)
+        self._switcher = ContentSwitcher(initial=ViewName.OVERVIEW.value)
+        self._console = ConsoleView()
+        views = (
+            OverviewView(),
+            TasksView(),
+            SpaceView(),
+            WalkScreen(),
+            FramesView(),
+            PageScreen(),
+            self._console,
+        )
+        self._views: dict[ViewName, View[Any]] = {view.NAME: view for view in views}
         self._serial = 0
         self._history: list[_Visited] = []
         self._place = Place(ViewName.OVERVIEW)
@@ -69,15 +87,11 @@ class InspectorApp(App[None]):
 
     def compose(self) -> ComposeResult:
         """Status and tabs on top, the view, its keys at the bottom."""
-        yield StatusLine()
-        yield Tabs()
-        yield Static(id="notice", markup=False)
-        with ContentSwitcher(initial=ViewName.OVERVIEW.value):
-            yield OverviewView()
-            yield TasksView()
-            yield SpaceView()
-            yield WalkScreen()
-            yield FramesView()
+        yield self._status
+        yield self._tabs
+        yield self._notice
+        with self._switcher:
+            yield from self._views.values()
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -96,15 +110,12 @@ class InspectorApp(App[None]):
     @property
     def view(self) -> View[Any]:
         """The view that is shown."""
-        return self._view(self._place.view)
+        return self._views[self._place.view]
 
     @property
     def place(self) -> Place:
         """Where one is."""
         return self._place
-
-    def _view(self, name: ViewName) -> View[Any]:
-        return self.query_one(f"#{name.value}", View)
 
     # Places
 
@@ -119,19 +130,19 @@ class InspectorApp(App[None]):
     def _enter(self, place: Place, memento: Any = None) -> None:
         self._place = place
         self._last[place.view] = place
-        view = self._view(place.view)
+        view = self._views[place.view]
         view.enter(place)
         if memento is not None:
             view.restore(memento)
-        self.query_one(ContentSwitcher).current = place.view.value
-        self.query_one(Tabs).show(place.view)
+        self._switcher.current = place.view.value
+        self._tabs.show(place.view)
         self._say("")
         view.focus_first()
         self._ask()
 
     def _ask(self) -> None:
         self._serial += 1
-        self.query_one(StatusLine).asked()
+        self._status.asked()
         self._poller.watch(Request(self._serial, self.view.request(self._place), self.view.EVERY))
 
     def _current_pid(self) -> int:
@@ -169,6 +180,15 @@ class InspectorApp(App[None]):
 
         self._poller.do(find)
 
+    def on_run_command(self, message: RunCommand) -> None:
+        """On a thread of its own: a command may take long, and reading goes on meanwhile."""
+
+        def work() -> None:
+            answer = run_command(self.source, message.command)
+            self.call_from_thread(self._console.finished, answer)
+
+        self.run_worker(work, thread=True, exit_on_error=False)
+
     def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
         """A tab was clicked."""
         self.action_view(message.view.value)
@@ -180,9 +200,9 @@ class InspectorApp(App[None]):
 
     def on_answer(self, message: Answer) -> None:
         """Draw it, unless one has gone elsewhere meanwhile."""
-        if message.serial != self._serial:
+        if message.serial != self._serial or not self.view.is_attached:
             return
-        self.query_one(StatusLine).answered(message.seconds)
+        self._status.answered(message.seconds)
         self._say("")
         self.view.show(message.data)
 
@@ -192,28 +212,27 @@ class InspectorApp(App[None]):
     def on_introduced(self, message: Introduced) -> None:
         """The status line knows which guest this is."""
         info = message.info
-        self.query_one(StatusLine).set_guest(info.release, info.accel, info.memory, info.cpus)
+        self._status.set_guest(info.release, info.accel, info.memory, info.cpus)
 
     def on_failed(self, message: Failed) -> None:
         """Say it on one line."""
-        if message.serial in (None, self._serial):
-            self.query_one(StatusLine).failed()
+        if message.serial in (None, self._serial) and self.view.is_attached:
+            self._status.failed()
             self._say(message.error)
 
     def on_state_changed(self, message: StateChanged) -> None:
         """The status line knows."""
-        self.query_one(StatusLine).set_state(message.state)
+        self._status.set_state(message.state)
 
     def on_died(self, message: Died) -> None:
         """Say so, once."""
-        if not self._dead:
+        if not self._dead and self.view.is_attached:
             self._dead = True
             self.push_screen(DeathDialog(message.why, message.tail))
 
     def _say(self, error: str) -> None:
-        notice = self.query_one("#notice", Static)
-        notice.update(Text(error, style=palette.BAD))
-        notice.set_class(bool(error), "-shown")
+        self._notice.update(Text(error, style=palette.BAD))
+        self._notice.set_class(bool(error), "-shown")
 
     # Actions
 

@@ -27,6 +27,15 @@ FramesView #frames-side { height: auto; }
 .-wide FramesView #frames-body { layout: horizontal; }
 .-wide FramesView #frames-side { width: 36; height: 1fr; margin-left: 2; }
 .-wide FramesView UnderCursor { margin-bottom: 1; }
+PageScreen #page-columns { layout: vertical; height: auto; }
+PageScreen #page-left, PageScreen #page-right { height: auto; width: 100%; }
+PageScreen VirtualTable { height: auto; max-height: 8; }
+PageScreen Neighbours, PageScreen VirtualTable, PageScreen Fields { margin-bottom: 0; }
+.-tall PageScreen Neighbours, .-tall PageScreen VirtualTable, .-tall PageScreen Fields { margin-bottom: 1; }
+.-huge PageScreen #page-columns { layout: horizontal; }
+.-huge PageScreen #page-left { width: 1fr; }
+.-huge PageScreen #page-right { width: 76; margin-left: 3; }
+ConsoleView RichLog { height: 1fr; background: $background; scrollbar-size-vertical: 1; }
 SpaceView AddressStrip { margin-bottom: 0; }
 SpaceView VirtualTable { margin-bottom: 0; }
 """

@@ -85,17 +85,11 @@ class UnderCursor(Drawing):
         zones = [
             zone.name for zone in self._frames.zones if zone.start_pfn < pfn + count and pfn < zone.end_pfn
         ]
-        parts = Text(", ").join(
-            Text.assemble(
-                (
-                    f" {palette.STATES[state].glyph} ",
-                    f"{palette.BACKGROUND} on {palette.STATES[state].color}",
-                ),
-                f" {palette.STATES[state].name}" + (f" {counts[state]}" if count > 1 else ""),
-            )
+        parts = [
+            _state(state, int(counts[state]) if count > 1 else None)
             for state in sorted(FrameState, key=lambda state: -int(counts[state]))
             if counts[state]
-        )
+        ]
         last = f"-{pfn + count - 1:#x}" if count > 1 else ""
         lines = [
             Text.assemble(("PFN ", palette.DIM), (f"{pfn:#x}{last}", f"bold {palette.ACCENT}")),

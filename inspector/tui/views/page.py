@@ -1,0 +1,259 @@
+"""All that is known of one page frame, and where one can go from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.widgets import Static
+
+from inspector.tui import palette
+from inspector.tui.actions import VIEWS, bindings
+from inspector.tui.places import Place, ViewName
+from inspector.tui.source import PageView, Source
+from inspector.tui.views.base import Go, View
+from inspector.tui.widgets.drawing import Body, Drawing, heading
+from inspector.tui.widgets.hexdump import Hexdump
+from inspector.tui.widgets.table import Column, VirtualTable
+from inspector.units import Pfn, VirtAddr, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Somewhere to go from a page."""
+
+    name: str
+    what: str
+    place: Place
+
+
+class Fields(Drawing):
+    """What the struct page says."""
+
+    def __init__(self) -> None:
+        super().__init__(id="fields")
+        self._data: PageView | None = None
+
+    def show(self, data: PageView | None) -> None:
+        """A page."""
+        self._data = data
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """A line a member."""
+        text = Text()
+        if self._data is None:
+            return text
+        page = self._data.page
+        heading(text, "struct page", width, f"at {page.address:#x}")
+        flags = Text(f"{page.flags:#018x}")
+        lines: list[tuple[str, Text]] = [("flags", flags), ("", self._flags(width))]
+        lines.append(("_refcount", Text.assemble(str(page.refcount), (self._refcount(), palette.DIM))))
+        if page.page_type is not None:
+            lines.append(
+                (
+                    "page_type",
+                    Text.assemble(page.page_type, ("  a type: the page is not mapped", palette.DIM)),
+                )
+            )
+        else:
+            meaning = "  user page table entries of this very page"
+            lines.append(("_mapcount", Text.assemble(str(page.mapcount), (meaning, palette.DIM))))
+        kind = {
+            "anon": "struct anon_vma: anonymous memory",
+            "file": "struct address_space: a file's pages",
+            "ksm": "a KSM node: merged pages",
+            "movable": "a driver's movable page",
+        }.get(page.mapping_kind or "", "" if not page.mapping else "not a mapping in this state")
+        lines.append(
+            ("mapping", Text.assemble(f"{page.mapping:#x}", (f"  {kind}" if kind else "", palette.DIM)))
+        )
+        lines.append(("index", Text(f"{page.index:#x}")))
+        lines.append(("private", Text(f"{page.private:#x}")))
+        size = format_size(self._data.page_size << page.order)
+        if page.compound:
+            role = f"tail of PFN {page.head:#x}" if page.is_tail else "head"
+            lines.append(("compound", Text.assemble(role, (f"  order {page.order}, {size}", palette.DIM))))
+        elif page.order:
+            lines.append(
+                ("order", Text.assemble(str(page.order), (f"  a free block of {size}", palette.DIM)))
+            )
+        for index, (name, value) in enumerate(lines):
+            line = Text.assemble((f" {name:<11}", palette.DIM), value)
+            line.truncate(width, overflow="ellipsis")
+            text.append_text(line)
+            if index < len(lines) - 1:
+                text.append("\n")
+        return text
+
+    def _flags(self, width: int) -> Text:
+        assert self._data is not None
+        names = self._data.page.flag_names
+        if not names:
+            return Text("none set", palette.DIM)
+        return Text(" ").join(Text(f" {name} ", f"{palette.BACKGROUND} on {palette.WARN}") for name in names)
+
+    def _refcount(self) -> str:
+        assert self._data is not None
+        page = self._data.page
+        if page.is_tail:
+            return "  a tail: references are counted on the head"
+        return "  free, or frozen" if not page.refcount else "  users hold it"
+
+
+class Neighbours(Drawing):
+    """The states of the frames around, the page itself in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__(id="neighbours")
+        self._data: PageView | None = None
+
+    def show(self, data: PageView | None) -> None:
+        """A page."""
+        self._data = data
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """A line of letters on colours, and a mark under the page."""
+        text = Text()
+        if self._data is None:
+            return text
+        at = self._data.page.pfn - self._data.around_first
+        first = max(0, min(at - width // 2, self._data.around.size - width))
+        states = self._data.around[first : first + width].tolist()
+        edge = first + self._data.around_first
+        note = f"PFN {edge:#x} to {edge + len(states) - 1:#x}"
+        heading(text, "Neighbours", width, note)
+        for index, state in enumerate(states):
+            look = palette.STATES[state]
+            here = first + index == at
+            style = (
+                f"bold {palette.BACKGROUND} on {palette.CURSOR}"
+                if here
+                else f"{palette.BACKGROUND} on {look.color}"
+            )
+            text.append(look.glyph if look.glyph.strip() else "×" if here else " ", style)
+        text.append("\n" + " " * (at - first) + "▲", palette.CURSOR)
+        return text
+
+
+_LINKS: tuple[Column[Link], ...] = (
+    Column("go to", lambda link: link.name, lambda link: link.name, 18, color=lambda _: palette.ACCENT),
+    Column("which is", lambda link: link.what, lambda link: link.what, 0),
+)
+
+
+class PageScreen(View[PageView]):
+    """A frame: state, members, raw bytes, neighbours, links."""
+
+    NAME = ViewName.PAGE
+    BINDINGS: ClassVar[list[BindingType]] = bindings(VIEWS[ViewName.PAGE])
+
+    def compose(self) -> ComposeResult:
+        """Members and links; raw bytes beside them where there is room."""
+        yield Static(id="page-summary", classes="summary", markup=False)
+        with Body(), Vertical(id="page-columns"):
+            with Vertical(id="page-left"):
+                yield Neighbours()
+                yield VirtualTable(_LINKS, lambda link: link.name, lambda link: link.name, id="links")
+                yield Fields()
+            with Vertical(id="page-right"):
+                yield Hexdump()
+
+    def request(self, place: Place) -> Callable[[Source], PageView]:
+        """The frame; the first one where none is named."""
+        pfn = place.pfn if place.pfn is not None else Pfn(0)
+        return lambda source: source.page(pfn)
+
+    def show(self, data: PageView) -> None:
+        """All parts."""
+        super().show(data)
+        self._links.set_rows(_links(data))
+        self._summarize(data)
+        for widget in (self.query_one(Fields), self.query_one(Neighbours)):
+            widget.show(data)
+        self.query_one(Hexdump).show(f"struct page, {len(data.raw)} bytes", data.raw)
+
+    def forget(self) -> None:
+        """Nothing yet; the links' cursor stays, so that one can step through frames."""
+        self.query_one("#page-summary", Static).update("")
+
+    @property
+    def _links(self) -> VirtualTable[Link]:
+        return self.query_one("#links", VirtualTable)
+
+    def _summarize(self, data: PageView) -> None:
+        page, look = data.page, palette.STATES[data.state]
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(f"PFN {page.pfn:#x} ", f"bold {palette.ACCENT}")
+        text.append(f" {look.glyph} {look.name} ", f"{palette.BACKGROUND} on {look.color}")
+        text.append(f" {look.meaning} · ", palette.DIM)
+        text.append(f"physical {page.pfn * data.page_size:#x}", palette.FOREGROUND)
+        if page.zone is not None:
+            text.append(f" · zone {page.zone}, node {page.node}", palette.DIM)
+        self.query_one("#page-summary", Static).update(text)
+
+    def focus_first(self) -> None:
+        """The links."""
+        self._links.focus()
+
+    def memento(self) -> Any:
+        """The link under the cursor."""
+        return self._links.cursor_key
+
+    def restore(self, memento: Any) -> None:
+        """Back on it."""
+        self._links.want(memento)
+
+    def on_virtual_table_chosen(self) -> None:
+        """A click on the link under the cursor."""
+        self.action_open()
+
+    def action_open(self) -> None:
+        """Follow the link."""
+        if self._links.row:
+            self.post_message(Go(self._links.row.place))
+
+    def action_frame(self, step: int) -> None:
+        """The next frame."""
+        pfn = (self.place.pfn or 0) + step
+        if pfn >= 0:
+            self.post_message(Go(Place(ViewName.PAGE, pfn=Pfn(pfn)), history=False))
+
+    def action_map(self) -> None:
+        """Show it in the map."""
+        self.post_message(Go(Place(ViewName.FRAMES, pfn=self.place.pfn or Pfn(0))))
+
+
+def _links(data: PageView) -> list[Link]:
+    """Where one can go, the nearest first."""
+    page = data.page
+
+    def frame(pfn: int) -> Place:
+        return Place(ViewName.PAGE, pfn=Pfn(pfn))
+
+    def walk(va: VirtAddr) -> Place:
+        return Place(ViewName.WALK, va=va)
+
+    links = []
+    if page.is_tail:
+        links.append(Link("head", f"PFN {page.head:#x}, the compound page's first", frame(page.head)))
+    what = f"walk {data.direct_map:#x}, the kernel's address of its bytes"
+    links.append(Link("direct map", what, walk(data.direct_map)))
+    links.append(Link("struct page", f"walk {page.address:#x} in the vmemmap", walk(page.address)))
+    if page.mapping_kind in ("file", "anon"):
+        what = f"walk {page.mapping:#x}, the {page.mapping_kind} mapping's struct"
+        links.append(Link("mapping", what, walk(page.mapping)))
+    if page.order:
+        past = page.head + (1 << page.order)
+        what = f"PFN {past:#x}, behind these {1 << page.order} frames"
+        links.append(Link("past the block", what, frame(past)))
+    if data.zone:
+        what = f"{data.zone.name}: its first frame, PFN {data.zone.start_pfn:#x}, in the map"
+        links.append(Link("zone", what, Place(ViewName.FRAMES, pfn=data.zone.start_pfn)))
+    return links

@@ -1,0 +1,43 @@
+"""Raw bytes, as words and text."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from inspector.tui import palette
+from inspector.tui.widgets.drawing import Drawing, heading
+
+_LINE = 16
+
+
+class Hexdump(Drawing):
+    """Bytes at an address, sixteen a line where there is room and eight where not; zeros are dim."""
+
+    def __init__(self) -> None:
+        super().__init__(id="hexdump")
+        self._title = ""
+        self._data = b""
+
+    def show(self, title: str, data: bytes) -> None:
+        """Other bytes."""
+        self._title, self._data = title, data
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """Offset, bytes, text."""
+        text = Text()
+        if not self._data:
+            return text
+        each = _LINE if width >= 6 + 3 * _LINE + 2 + _LINE else _LINE // 2
+        heading(text, self._title, width)
+        for start in range(0, len(self._data), each):
+            part = self._data[start : start + each]
+            text.append(f" {start:>4x} ", palette.DIM)
+            for at, byte in enumerate(part):
+                gap = " " if at % 8 == 0 else ""
+                text.append(f"{gap}{byte:02x} ", palette.FOREGROUND if byte else palette.FAINT)
+            shown = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)
+            text.append(" " + "   " * (each - len(part)) + shown, palette.DIM)
+            if start + each < len(self._data):
+                text.append("\n")
+        return text
