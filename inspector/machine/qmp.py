@@ -113,6 +113,11 @@ class Qmp:
             if client:
                 with suppress(Exception):  # the reader's error, which is that QEMU hung up
                     await client.disconnect()
+            # What Ctrl-C left half done: a pending task would complain when it is thrown away.
+            unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
         if threading.current_thread() is not self._thread:
             with suppress(concurrent.futures.TimeoutError):
