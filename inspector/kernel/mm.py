@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inspector.symbols import Kernel, StructView
@@ -12,7 +13,11 @@ _COUNTERS = ("MM_FILEPAGES", "MM_ANONPAGES", "MM_SWAPENTS", "MM_SHMEMPAGES")
 
 @dataclass(frozen=True, slots=True)
 class Mm:
-    """A struct mm_struct. `pgd` is the root of its page tables; sizes and counters are in pages."""
+    """A struct mm_struct. `pgd` is the root of its page tables; sizes and counters are in pages.
+
+    The counters are exact: what CPUs or threads have counted and not yet handed in is added, other than in
+    /proc/PID/status.
+    """
 
     address: VirtAddr
     pgd: PhysAddr
@@ -35,10 +40,11 @@ class Mm:
         return self.rss_file + self.rss_anon + self.rss_shmem
 
     @classmethod
-    def read(cls, view: StructView) -> Mm:
-        """The mm at a view of its struct mm_struct."""
+    def read(cls, view: StructView, threads: Iterable[StructView]) -> Mm:
+        """The mm at a view of its struct mm_struct; `threads` are the struct task_structs that run in it."""
         kernel = view.kernel
-        file, anon, swap, shmem = (_counter(view, kernel.types.constant(name)) for name in _COUNTERS)
+        threads = list(threads)
+        file, anon, swap, shmem = (_counter(view, threads, kernel.types.constant(name)) for name in _COUNTERS)
         return cls(
             address=view.address,
             pgd=kernel.virt_to_phys(view.ptr("pgd")),
@@ -57,7 +63,7 @@ class Mm:
         )
 
 
-def _counter(view: StructView, index: int) -> int:
+def _counter(view: StructView, threads: list[StructView], index: int) -> int:
     """One counter of rss_stat, in pages; never below zero, as the kernel reports it."""
     if view.has(f"rss_stat[{index}]"):  # f1a7941243c1 (6.2): a struct percpu_counter each
         counter = view.at(f"rss_stat[{index}]")
@@ -65,8 +71,11 @@ def _counter(view: StructView, index: int) -> int:
             _s32(counter.kernel, counter.kernel.per_cpu_address(counter.ptr("counters"), cpu))
             for cpu in counter.kernel.online_cpus()
         )
-    else:
+    else:  # a sum in the mm, and up to 64 events in each thread
         total = view.int(f"rss_stat.count[{index}].counter")
+        total += sum(
+            thread.int(f"rss_stat.count[{index}]") for thread in threads if thread.has("rss_stat.count")
+        )
     return max(0, total)
 
 

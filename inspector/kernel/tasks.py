@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,11 +93,15 @@ def task(kernel: Kernel, pid: int) -> Task:
 def _views(kernel: Kernel, threads: bool) -> Iterator[StructView]:
     init = kernel.variable("task_struct", "init_task")
     for leader in lists.entries(kernel, init.addr("tasks"), "task_struct", "tasks"):
-        signal = leader.deref("signal") if threads else None
-        if signal is None:
-            yield leader
-            continue
-        yield from lists.entries(kernel, signal.addr("thread_head"), "task_struct", "thread_node")
+        yield from _group(leader) if threads else (leader,)
+
+
+def _group(view: StructView) -> Iterable[StructView]:
+    """Every thread of the task's process."""
+    signal = view.deref("signal")
+    if signal is None or signal.int("nr_threads") == 1:
+        return (view,)
+    return lists.entries(view.kernel, signal.addr("thread_head"), "task_struct", "thread_node")
 
 
 def _task(view: StructView) -> Task:
@@ -119,7 +123,7 @@ def _task(view: StructView) -> Task:
         kernel_thread=bool(view.int("flags") & _PF_KTHREAD),
         stack=view.ptr("stack"),
         address=view.address,
-        mm=Mm.read(mm) if mm else None,
+        mm=Mm.read(mm, _group(view)) if mm else None,
         kernel=kernel,
     )
 
