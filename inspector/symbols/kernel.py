@@ -63,7 +63,7 @@ class Kernel:
 
     @property
     def build_id(self) -> str:
-        """The GNU build id in hexadecimal; empty before 5.14, whose VMCOREINFO lacks it."""
+        """The GNU build id in hexadecimal; empty before 5.9, whose VMCOREINFO lacks it."""
         return self.vmcoreinfo.build_id or ""
 
     @property

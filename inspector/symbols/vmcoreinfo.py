@@ -51,7 +51,7 @@ class Vmcoreinfo:
 
     @property
     def build_id(self) -> str | None:
-        """The GNU build id in hexadecimal; None before 5.14 (commit 0935288c6e00)."""
+        """The GNU build id in hexadecimal; None before 5.9 (commit 0935288c6e00)."""
         value = self.values.get("BUILD-ID", "").lower()
         return value if re.fullmatch(r"(?:[0-9a-f]{2}){4,32}", value) else None
 

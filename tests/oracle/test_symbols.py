@@ -9,7 +9,7 @@ from inspector.units import VirtAddr
 
 
 def test_every_symbol_is_where_drgn_has_it(guest: Guest, program: Any) -> None:
-    """All of kallsyms: functions, data, per-CPU variables. drgn leaves out what marks the image's very end."""
+    """All of kallsyms: functions, data, per-CPU variables. drgn leaves out what marks the image's end."""
     _, end = program.main_module().address_range
     theirs = {(symbol.name, symbol.address) for symbol in program.symbols()}
     missing = [s for s in guest.kernel.symbols if (s.name, s.address) not in theirs and s.address != end]
