@@ -121,7 +121,12 @@ class Apt:
     def show(self, name: str, version: str | None = None) -> Package:
         """A package, its newest version unless told. Raises ImageError when there is none."""
         wanted = f"{name}={version}" if version else name
-        text = self._apt(["apt-cache", "show", "--no-all-versions", wanted])
+        try:
+            text = self._apt(["apt-cache", "show", "--no-all-versions", wanted])
+        except ImageError:
+            raise ImageError(
+                f"no package {wanted} in {', '.join(self._suites)} of this machine's mirror"
+            ) from None
         fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", text, re.MULTILINE))
         depends = [
             part.split("|")[0].split()[0] for part in fields.get("Depends", "").split(",") if part.strip()
@@ -155,7 +160,9 @@ class Apt:
         except ImageError as error:
             if "No space left" in str(error):
                 raise full_disk(folder or self.state) from None
-            raise
+            raise ImageError(
+                f"{error} (a cached kernel needs no network; --kernel PATH takes your own)"
+            ) from None
 
 
 def fetch_package(name: str, suites: Sequence[str], reporter: Reporter, folder: Path) -> Path:
@@ -199,7 +206,5 @@ def _run(
             raise
     if process.returncode:
         complaints = [line[3:].strip() for line in output if line.startswith("E: ")]
-        raise ImageError(
-            f"{' '.join(command[3:])} failed: {complaints[0] if complaints else 'no reason given'}"
-        )
+        raise ImageError(f"apt failed: {complaints[0] if complaints else 'it gave no reason'}")
     return "".join(output)

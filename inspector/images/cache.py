@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from inspector.errors import ImageError
 from inspector.progress import Reporter
 from inspector.units import format_size
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHER_PLACE = "set XDG_CACHE_HOME to a folder on another disk"
 
 
@@ -28,16 +30,19 @@ def locked(target: Path, reporter: Reporter) -> Iterator[None]:
 
     Raises ImageError when the cache is full or cannot be written, here or in the body.
     """
-    with _disk_errors(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
         # The lock file stays: removing it would let two waiters lock two different files.
-        with (target.parent / f".{target.name}.lock").open("w") as handle:
+        with _lock_file(target) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 with reporter.task(f"Waiting for another kmi, which is making {target.name}"):
                     fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise full_disk(target.parent) from None
+        raise
 
 
 @contextmanager
@@ -72,7 +77,9 @@ def full_disk(folder: Path, needed: int = 0) -> ImageError:
     """The error for a cache that is full: how much is needed, where, how to choose another place."""
     free = format_size(shutil.disk_usage(folder).free)
     wanted = f"{format_size(needed)} needed, {free} free" if needed else f"{free} free"
-    return ImageError(f"no space left for the cache in {folder} ({wanted}): make room, or {_OTHER_PLACE}")
+    return ImageError(
+        f"no space left for the cache in {cache_dir()} ({wanted}): make room, or {_OTHER_PLACE}"
+    )
 
 
 def file_size(path: Path) -> int:
@@ -82,18 +89,16 @@ def file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _lock_file(target: Path) -> IO[str]:
     try:
-        yield
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return (target.parent / f".{target.name}.lock").open("w")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk(folder) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise ImageError(
-                f"cannot write to the cache {folder}: {error.strerror}; {_OTHER_PLACE}"
-            ) from None
-        raise
+        if error.errno in _FULL:
+            raise
+        raise ImageError(
+            f"cannot write to the cache {cache_dir()}: {error.strerror}; {_OTHER_PLACE}"
+        ) from None
 
 
 def _remove(path: Path) -> None:

@@ -97,7 +97,10 @@ def fetch_debug_vmlinux(kernel: KernelFiles, reporter: Reporter = SILENT) -> Pat
         if place.is_file():
             return place
         with Apt(manifest().entry(kernel.name).suites).updated(reporter) as apt:
-            package = apt.show(f"linux-image-{kernel.release}-dbg", kernel.version)
+            try:
+                package = apt.show(f"linux-image-{kernel.release}-dbg", kernel.version)
+            except ImageError as error:
+                raise ImageError(f"{error}: delete {_place(kernel.name)} to have a newer kernel") from None
             # The package and its vmlinux, a small part of what it installs, lie side by side for a while.
             require_space(folder, package.download_size + package.installed_size // 8)
             deb = apt.download(package, folder, reporter)

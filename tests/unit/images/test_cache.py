@@ -90,7 +90,7 @@ def test_too_little_space_is_told_before_the_work(tmp_path: Path) -> None:
         require_space(tmp_path, 1 << 60)
     text = str(caught.value)
     assert "\n" not in text
-    for part in (str(tmp_path), "1048576 TiB needed", "XDG_CACHE_HOME"):
+    for part in (str(cache_dir()), "1048576 TiB needed", "XDG_CACHE_HOME"):
         assert part in text
 
 
@@ -123,12 +123,10 @@ def test_file_size(tmp_path: Path) -> None:
 
 
 _FILL = """
-import sys
-from pathlib import Path
 from inspector.errors import ImageError
-from inspector.images.cache import file_size, install, locked, scratch
+from inspector.images.cache import cache_dir, file_size, install, locked, scratch
 from inspector.progress import SILENT
-target = Path(sys.argv[1]) / "kmi" / "thing"
+target = cache_dir() / "thing"
 try:
     with locked(target, SILENT), scratch(target) as folder:
         (folder / "big").write_bytes(bytes(1 << 20))
@@ -143,11 +141,14 @@ def test_a_disk_that_is_really_full(tmp_path: Path, need: Callable[[str], None])
     need("unshare")
     disk = tmp_path / "disk"
     disk.mkdir()
-    script = f'mount -t tmpfs -o size=256k full "{disk}" && "{sys.executable}" - "{disk}"; umount "{disk}"'
+    script = f'mount -t tmpfs -o size=256k full "{disk}" && "{sys.executable}" -; umount "{disk}"'
     # Root may mount without a namespace, and must where a chroot forbids namespaces.
     namespace = ["unshare", "--map-root-user", "--mount"] if os.geteuid() else []
     command = [*namespace, "sh", "-c", script]
-    result = subprocess.run(command, input=_FILL, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(disk)}
+    result = subprocess.run(
+        command, input=_FILL, capture_output=True, text=True, check=False, env=environment
+    )
     if "unshare:" in result.stderr or "mount:" in result.stderr:
         pytest.skip("mounting a small disk is not allowed here: " + result.stderr.strip())
     message, left = result.stdout.splitlines()

@@ -177,6 +177,14 @@ def test_the_debug_vmlinux_of_the_same_version(cache: Path, repository: Reposito
     assert fetch_debug_vmlinux(kernel) == found
 
 
+def test_a_debug_package_of_another_version_only(cache: Path, repository: Repository) -> None:
+    kernel = fetch_kernel("debian-6.1")
+    repository.add(f"{IMAGE}-dbg", "6.1.9-2", {})
+    with pytest.raises(ImageError, match=r"-dbg=6\.1\.9-1.*delete .*debian-6\.1 "):
+        fetch_debug_vmlinux(kernel)
+    assert not list(cache.rglob("*.partial"))
+
+
 def test_no_debug_vmlinux_for_a_users_own_kernel(tmp_path: Path, bzimage: bytes) -> None:
     own = tmp_path / "bzImage"
     own.write_bytes(bzimage)
