@@ -22,7 +22,7 @@ class Action:
     @property
     def key_text(self) -> str:
         """The keys as a person reads them."""
-        return self.shown_key or " ".join(_pretty(key) for key in self.keys.split(","))
+        return " ".join(_pretty(key) for key in self.keys.split(","))
 
 
 GLOBAL = (
@@ -89,6 +89,13 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
 }
 
 
+_KEYS = {
+    "enter": "⏎", "escape": "Esc", "space": "␣", "left": "←", "right": "→", "tab": "Tab",
+    "question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "equals_sign": "=",
+    "left_square_bracket": "[", "right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">",
+}  # fmt: skip
+
+
 def bindings(actions: tuple[Action, ...]) -> list[BindingType]:
     """The Textual bindings of some actions."""
     return [
@@ -104,5 +111,4 @@ def _footer_key(action: Action) -> str:
 
 
 def _pretty(key: str) -> str:
-    names = {"enter": "⏎", "escape": "Esc", "left": "←", "right": "→", "up": "↑", "down": "↓", "space": "␣"}
-    return names.get(key, key.upper() if key[:1] == "f" and key[1:].isdigit() else key.replace("ctrl+", "^"))
+    return _KEYS.get(key, key.upper() if key[:1] == "f" and key[1:].isdigit() else key.replace("ctrl+", "^"))

@@ -34,7 +34,7 @@ class GoDialog(ModalScreen[Place | None]):
         width: 76; max-width: 100%; height: auto; max-height: 100%; margin-top: 2; padding: 0 1;
         background: $surface; border: round $primary; border-title-color: $accent;
     }
-    GoDialog Input { border: none; height: 1; padding: 0; margin: 0 0 1 0; background: $panel; }
+    GoDialog Input { margin: 0 0 1 0; background: $panel; }
     GoDialog Static { height: auto; }
     """
 
@@ -49,7 +49,7 @@ class GoDialog(ModalScreen[Place | None]):
         """The input, what it means, and what it may be."""
         with Vertical() as box:
             box.border_title = "Go to"
-            yield Input(placeholder="address, PFN, symbol or PID", id="target", select_on_focus=False)
+            yield Input(placeholder="address, PFN, symbol or PID", select_on_focus=False, compact=True)
             yield Static(id="hint", markup=False)
 
     def on_mount(self) -> None:
@@ -100,9 +100,8 @@ class GoDialog(ModalScreen[Place | None]):
             hint.append(f"  {name}\n", palette.ACCENT)
         if not suggestions:
             for example, meaning in RULES:
-                hint.append(f"  {example:<15}", palette.WARN)
-                meaning = meaning.replace("current task", f"current task, PID {self._pid}")
-                hint.append(f"{meaning}\n", palette.DIM)
+                hint.append(f"  {example:<17}", palette.WARN)
+                hint.append(f"{meaning.format(pid=self._pid)}\n", palette.DIM)
         hint.rstrip()
         self.query_one("#hint", Static).update(hint)
 

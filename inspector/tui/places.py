@@ -46,15 +46,13 @@ class Names(Protocol):
 
 
 RULES = (
-    ("1234", "decimal: the address space of that PID"),
-    (
-        "0x7ffd1000",
-        "hexadecimal with 0x, or over 8 digits: walk that address (user half: in the current task)",
-    ),
-    ("1:0x7ffd1000", "walk that address in the task with PID 1; cpu0:0x… from that CPU's CR3"),
-    ("pfn 0x1a2b", "that page frame, decimal or 0x; #0x1a2b too"),
+    ("1234", "the address space of the task with that PID"),
+    ("0x7ffd1000", "walk that address; of the user half in PID {pid}"),
+    ("7:0x7ffd1000", "walk that address in the task with PID 7"),
+    ("cpu0:0x7ffd1000", "walk that address from the CR3 of CPU 0"),
+    ("pfn 0x1a2b", "that page frame, decimal or 0x; also #0x1a2b"),
     ("pa 0x1a2b000", "the page frame of that physical address"),
-    ("init_task", "a kernel symbol, also init_task+0x10: walk its address; Tab completes"),
+    ("init_task+0x10", "walk a kernel symbol's address; Tab completes it"),
 )
 """What may be typed behind `/`: an example and its meaning."""
 

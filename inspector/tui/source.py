@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 NEIGHBOURS = 512
 """Frames on either side of a page whose states are read with it."""
 
+CONTENTS = 512
+"""Bytes of a frame that are read with it."""
+
 _FRAMES_DUTY = 20  # a read of all frames that is only for decoration may take 1/20 of the time
 
 
@@ -114,11 +117,12 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """A frame: its struct page read and raw, its state, and the states of frames from `around_first` on."""
+    """A frame: its struct page, read and raw, its first bytes, and states from PFN `around_first` on."""
 
     page: Page
     state: int
     raw: bytes
+    contents: bytes
     direct_map: VirtAddr
     zone: Zone | None
     around_first: Pfn
@@ -279,6 +283,7 @@ class GuestSource:
         with self._guest.still():
             page = self._guest.page(pfn)
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
+            contents = self._contents(pfn)
             recent = self._recent_frames()
         if not pfn < len(recent.counts):
             raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
@@ -287,6 +292,7 @@ class GuestSource:
             page=page,
             state=int(recent.counts.states[pfn]),
             raw=raw,
+            contents=contents,
             direct_map=self._guest.kernel.phys_to_virt(PhysAddr(pfn * self._page_size)),
             zone=next((zone for zone in recent.zones if zone.start_pfn <= pfn < zone.end_pfn), None),
             around_first=Pfn(first),
@@ -320,6 +326,13 @@ class GuestSource:
         if self._frames and time.monotonic() - self._frames_at < self._frames_cost * _FRAMES_DUTY:
             return self._frames
         return self.frames()
+
+    def _contents(self, pfn: Pfn) -> bytes:
+        """The first bytes of the frame itself; none where it is not RAM."""
+        try:
+            return self._guest.read_phys(PhysAddr(pfn * self._page_size), CONTENTS)
+        except InspectorError:
+            return b""
 
     def _row(self, task: Task) -> TaskRow:
         mm = task.mm

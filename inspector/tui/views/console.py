@@ -36,7 +36,7 @@ class RunCommand(Message):
 class CommandInput(Input):
     """A shell command; Esc leaves it."""
 
-    DEFAULT_CSS = "CommandInput { border: none; height: 1; padding: 0; background: $panel; }"
+    DEFAULT_CSS = "CommandInput { background: $panel; }"
 
     def on_key(self, event: events.Key) -> None:
         """Esc gives the keys back to the view."""
@@ -61,8 +61,8 @@ class ConsoleView(View[str]):
         yield Static(
             "The guest's console, and below it what was run from here", classes="summary", markup=False
         )
-        yield RichLog(id="console-log", wrap=True, markup=False, highlight=False, max_lines=5000)
-        yield CommandInput(placeholder="a command to run in the guest, like: cat /proc/meminfo", id="command")
+        yield RichLog(id="console-log", wrap=True, markup=False, highlight=False, max_lines=5000, min_width=1)
+        yield CommandInput(placeholder="a command for the guest, like: cat /proc/meminfo", compact=True)
 
     def request(self, place: Place) -> Callable[[Source], str]:
         """The tail."""

@@ -17,7 +17,7 @@ class FilterInput(Input):
     """Filters as one types; Enter keeps the filter, Esc drops it."""
 
     DEFAULT_CSS = """
-    FilterInput { border: none; height: 1; padding: 0; background: $panel; display: none; }
+    FilterInput { background: $panel; display: none; }
     FilterInput.-shown { display: block; }
     """
 
@@ -39,7 +39,9 @@ class ListView(View[Data], Generic[Data, Row]):
 
     def filter_input(self) -> FilterInput:
         """The line to type a filter into, hidden at first."""
-        return FilterInput(placeholder="filter: ⏎ keeps it, Esc drops it", select_on_focus=False)
+        return FilterInput(
+            placeholder="filter: ⏎ keeps it, Esc drops it", select_on_focus=False, compact=True
+        )
 
     def focus_first(self) -> None:
         """The table."""

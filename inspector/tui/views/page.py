@@ -163,7 +163,8 @@ class PageScreen(View[PageView]):
                 yield VirtualTable(_LINKS, lambda link: link.name, lambda link: link.name, id="links")
                 yield Fields()
             with Vertical(id="page-right"):
-                yield Hexdump()
+                yield Hexdump("raw-page")
+                yield Hexdump("contents")
 
     def request(self, place: Place) -> Callable[[Source], PageView]:
         """The frame; the first one where none is named."""
@@ -177,7 +178,9 @@ class PageScreen(View[PageView]):
         self._summarize(data)
         for widget in (self.query_one(Fields), self.query_one(Neighbours)):
             widget.show(data)
-        self.query_one(Hexdump).show(f"struct page, {len(data.raw)} bytes", data.raw)
+        self.query_one("#raw-page", Hexdump).show("struct page, raw", f"{len(data.raw)} bytes", data.raw)
+        note = f"the first {len(data.contents)} of {format_size(data.page_size)}"
+        self.query_one("#contents", Hexdump).show("Contents", note, data.contents)
 
     def forget(self) -> None:
         """Nothing yet; the links' cursor stays, so that one can step through frames."""

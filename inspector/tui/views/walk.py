@@ -112,6 +112,7 @@ class WalkScreen(View[WalkView]):
         self.query_one(Steps).show(data.walk)
         self.query_one(Outcome).show(data)
         self._draw()
+        self.refresh_bindings()
 
     def forget(self) -> None:
         """Nothing yet; the cursor on the last step."""
@@ -173,6 +174,10 @@ class WalkScreen(View[WalkView]):
         if 0 <= va < 1 << 8 * walk.format.pointer_size:
             place = replace(self.place, va=walk.format.canonical(va), symbol=None, pid=self.data.pid)
             self.post_message(Go(place, history=False))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only a task's walk leads to an address space."""
+        return action != "space" or (self.data is not None and self.data.pid is not None)
 
     def action_space(self) -> None:
         """The address space that the address is of."""

@@ -13,14 +13,14 @@ _LINE = 16
 class Hexdump(Drawing):
     """Bytes at an address, sixteen a line where there is room and eight where not; zeros are dim."""
 
-    def __init__(self) -> None:
-        super().__init__(id="hexdump")
-        self._title = ""
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._title, self._note = "", ""
         self._data = b""
 
-    def show(self, title: str, data: bytes) -> None:
+    def show(self, title: str, note: str, data: bytes) -> None:
         """Other bytes."""
-        self._title, self._data = title, data
+        self._title, self._note, self._data = title, note, data
         self.redraw()
 
     def draw(self, width: int) -> Text:
@@ -29,7 +29,7 @@ class Hexdump(Drawing):
         if not self._data:
             return text
         each = _LINE if width >= 6 + 3 * _LINE + 2 + _LINE else _LINE // 2
-        heading(text, self._title, width)
+        heading(text, self._title, width, self._note)
         for start in range(0, len(self._data), each):
             part = self._data[start : start + each]
             text.append(f" {start:>4x} ", palette.DIM)

@@ -1,0 +1,106 @@
+"""The pictures of the documentation: `python -m inspector.tui.screenshots docs/pictures`.
+
+Boots the default guest, gives it some tasks with something to look at, and saves each screen as SVG.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+import inspector
+from inspector.errors import InspectorError, MachineError
+from inspector.guest import Guest
+from inspector.tui.app import InspectorApp
+from inspector.tui.places import Place, ViewName
+from inspector.tui.source import GuestSource
+from inspector.units import VirtAddr
+
+SIZE = (120, 36)
+_PATIENCE = 60.0  # seconds for a task to get ready, or a screen to fill
+_TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
+
+
+def take(guest: Guest, folder: Path) -> list[Path]:
+    """Save a picture of each screen. Raises InspectorError where the guest does not play along."""
+    pids = {command: _spawn(guest, command) for command in (_TOUCH, _FORK, _MAPS)}
+    folder.mkdir(parents=True, exist_ok=True)
+    return asyncio.run(_take(guest, folder, pids))
+
+
+def _spawn(guest: Guest, command: str) -> int:
+    """Start a lab program and wait until it says that it is ready."""
+    pid = guest.spawn(command)
+    guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.1; done", timeout=_PATIENCE).check()
+    return pid
+
+
+async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
+    app = InspectorApp(GuestSource(guest))
+    va = _written(guest, pids[_TOUCH])
+    pfn = guest.task(pids[_TOUCH]).walk(va).pfn
+    places = {
+        "overview": Place(ViewName.OVERVIEW),
+        "tasks": Place(ViewName.TASKS),
+        "space": Place(ViewName.SPACE, pid=pids[_MAPS]),
+        "walk": Place(ViewName.WALK, pid=pids[_TOUCH], va=va),
+        "frames": Place(ViewName.FRAMES, pfn=pfn),
+        "page": Place(ViewName.PAGE, pfn=pfn),
+        "console": Place(ViewName.CONSOLE),
+    }
+    saved = []
+    async with app.run_test(size=SIZE) as pilot:
+        for name, place in places.items():
+            app.go(place)
+            await _filled(pilot, app)
+            path = folder / f"{name}.svg"
+            path.write_text(plain(app.export_screenshot(title=f"kmi: {name}")))
+            saved.append(path)
+    return saved
+
+
+async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
+    """Wait until the view has its data and has drawn them."""
+    end = time.monotonic() + _PATIENCE
+    while app.view.data is None:
+        if time.monotonic() > end:
+            raise MachineError(f"the {app.place.view} screen got no data in {_PATIENCE:.0f} s")
+        await pilot.pause(0.05)
+    await pilot.pause(0.3)
+
+
+def _written(guest: Guest, pid: int) -> VirtAddr:
+    """An address in the middle of the largest VMA."""
+    largest = max(guest.task(pid).vmas(), key=lambda vma: vma.size)
+    return VirtAddr(largest.start + largest.size // 2 & ~0xFFF)
+
+
+def plain(svg: str) -> str:
+    """The picture without fonts from the network, and with its spaces kept by every viewer."""
+    svg = re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return svg.replace("<text ", '<text xml:space="preserve" ')
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m inspector.tui.screenshots FOLDER`."""
+    if len(arguments) != 1:
+        print("usage: python -m inspector.tui.screenshots FOLDER", file=sys.stderr)
+        return 2
+    try:
+        with inspector.boot(cpus=2) as guest:
+            for path in take(guest, Path(arguments[0])):
+                print(path)
+    except InspectorError as error:
+        print(f"screenshots: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
