@@ -124,10 +124,10 @@ class Apt:
         try:
             text = self._apt(["apt-cache", "show", "--no-all-versions", wanted])
         except ImageError:
-            raise ImageError(
-                f"no package {wanted} in {', '.join(self._suites)} of this machine's mirror"
-            ) from None
+            text = ""
         fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", text, re.MULTILINE))
+        if "Version" not in fields:  # for a version that is not there apt-cache does not even fail
+            raise ImageError(f"no package {wanted} in {', '.join(self._suites)} of this machine's mirror")
         depends = [
             part.split("|")[0].split()[0] for part in fields.get("Depends", "").split(",") if part.strip()
         ]
