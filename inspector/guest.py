@@ -100,8 +100,8 @@ class Guest:
         """Names and types, while the guest stands still."""
         self.machine.hold()
         try:
-            cpu = self.machine.registers()[0]
-            return symbols.attach(self.memory, cpu, cache=images.cache_dir(), vmlinux=vmlinux)
+            registers = self.machine.registers()
+            return symbols.attach(self.memory, registers, cache=images.cache_dir(), vmlinux=vmlinux)
         finally:
             if self.machine.alive:
                 self.machine.release()
