@@ -45,9 +45,9 @@ class StructView:
         field = self._field(path)
         if field.type.kind not in _SCALARS:
             raise NoSuchField(f"{self.type}.{path} is {field.type}, not a number")
-        raw = self.kernel.space.read(VirtAddr(self.address + field.offset), field.type.size)
-        value = int.from_bytes(raw, "little")
         bits = field.bit_size or field.type.size * 8
+        raw = self.kernel.space.read(VirtAddr(self.address + field.offset), (field.bit_shift + bits + 7) // 8)
+        value = int.from_bytes(raw, "little")
         value = value >> field.bit_shift & (1 << bits) - 1
         return value - (1 << bits) if field.type.signed and value >> bits - 1 else value
 

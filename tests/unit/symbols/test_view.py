@@ -35,6 +35,7 @@ def view(tiny_kernel: type[TinyKernel], btf: BtfBuilder) -> StructView:
         ("cross", integer, 12 << 24 | 248),
         ("inner", inner, 320),
         ("opaque", opaque, 448),
+        ("packed", integer, 32 << 24 | 213),
     ]
     thing = btf.count + 1
     btf.struct("thing", 64, *members, flag=1)
@@ -67,6 +68,8 @@ def test_bitfields(view: StructView) -> None:
     assert view.int("b") == 0b10110
     assert view.int("c") == -3
     assert view.int("cross") == 0xAAA - 0x1000  # 12 bits from byte 31 on: over the end of the int at 28
+    whole = int.from_bytes(view.bytes(), "little") >> 213 & 0xFFFF_FFFF  # 32 bits that lie in 5 bytes
+    assert view.int("packed") == whole - (whole >> 31 << 32)
 
 
 def test_pointers(view: StructView) -> None:
