@@ -14,9 +14,11 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 	@$(BIN)/kmi $(ARGS)
 
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
+	@$(BIN)/python tools/fetch.py debian-6.1 debian-6.12
 	$(BIN)/pytest -m "not oracle" $(ARGS)
 
 test-oracle: setup .venv/oracle    ## Compare with drgn; fetches the kernel's -dbg package (850 MB) into the cache
+	@$(BIN)/python tools/fetch.py --debug debian-6.1
 	$(BIN)/pytest -m oracle $(ARGS)
 
 check: lint unit    ## Style, types, layers and the tests that need no guest: under a minute
@@ -34,11 +36,11 @@ docs: setup .venv/docs    ## The manual, as docs/_build/html/index.html
 	$(BIN)/sphinx-build -q -W docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: setup    ## How fast it is, beside others
+bench: setup .venv/oracle    ## How fast it is, beside drgn
 	@$(BIN)/kmi bench $(ARGS)
 
 screenshots: setup    ## The pictures of the README and the manual, made anew
-	@$(BIN)/python -m inspector.tui.screenshots $(ARGS)
+	@$(BIN)/python -m inspector.tui.screenshots docs/pictures
 
 clean:    ## Remove what was made in this folder; kernels and guest images stay in the user's cache
 	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
