@@ -105,6 +105,7 @@ class Btf(TypeTable):
         serial: int = 0,
     ) -> None:
         super().__init__()
+        self._constants: dict[str, int] = {}
         self.base = base
         self.pointer_size = pointer_size
         self.data = np.frombuffer(data, np.uint8)
@@ -160,6 +161,11 @@ class Btf(TypeTable):
 
     def constant(self, enumerator: str) -> int:
         """The value of an enumerator of any enum; of several with that name, the first. Raises NoSuchType."""
+        if enumerator not in self._constants:
+            self._constants[enumerator] = self._find_constant(enumerator)
+        return self._constants[enumerator]
+
+    def _find_constant(self, enumerator: str) -> int:
         offsets = self._string_offsets(enumerator)
         for position in np.flatnonzero(np.isin(self._words, offsets)).tolist():
             row = int(np.searchsorted(self.starts, position, "right")) - 1
