@@ -1,0 +1,28 @@
+"""The bench, run once, short, without a peer: that it measures what it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.guest
+
+PAGES_IN_A_GIB = 262144
+
+
+def test_rows(host: Any) -> None:
+    rows = {
+        row["name"]: row for row in json.loads(host.run("bench", "--quick", "--no-peer", "--json").stdout)
+    }
+    assert list(rows) == [
+        *("attach_cold_512M", "attach_cold_8G", "attach_warm_512M", "attach_warm_8G", "run_true"),
+        *("mappings", "walk", "frames", "zones_and_buddy"),
+    ]
+    assert PAGES_IN_A_GIB <= rows["mappings"]["count"] < PAGES_IN_A_GIB + 1000
+    assert rows["frames"]["count"] == 2 * PAGES_IN_A_GIB
+    assert all(row["ours_s"] > 0 for row in rows.values())
+    assert "% against 512 MiB" in rows["attach_warm_8G"]["note"]
+    assert [name for name, row in rows.items() if row["floor_s"]] == ["mappings", "frames"]
+    host.assert_clean()
