@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ NEIGHBOURS = 512
 CONTENTS = 512
 """Bytes of a frame that are read with it."""
 
+_TERMINAL_CODES = re.compile(r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]")  # the tail may come with ESC made visible
 _FRAMES_DUTY = 20  # a read of all frames that is only for decoration may take 1/20 of the time
 
 
@@ -302,7 +304,7 @@ class GuestSource:
 
     def console(self, lines: int) -> str:
         """The console's last lines, made printable."""
-        text = self._guest.machine.console_tail(lines)
+        text = _TERMINAL_CODES.sub("", self._guest.machine.console_tail(lines))
         return "\n".join(printable(line) for line in text.splitlines())
 
     def run(self, command: str) -> Completed:

@@ -15,8 +15,8 @@ OverviewView #columns { layout: vertical; height: auto; }
 OverviewView #left, OverviewView #right { height: auto; width: 100%; }
 OverviewView VirtualTable { height: auto; max-height: 10; }
 .-wide OverviewView #columns, .-huge OverviewView #columns { layout: horizontal; }
-.-wide OverviewView #left, .-huge OverviewView #left { width: 11fr; }
-.-wide OverviewView #right, .-huge OverviewView #right { width: 12fr; margin-left: 3; }
+.-wide OverviewView #left, .-huge OverviewView #left { width: 1fr; }
+.-wide OverviewView #right, .-huge OverviewView #right { width: 1fr; margin-left: 2; }
 .-wide OverviewView .part, .-huge OverviewView .part { margin-bottom: 1; }
 
 .-tall WalkScreen AddressBits, .-tall WalkScreen Steps, .-tall WalkScreen Outcome { margin-bottom: 1; }
@@ -24,7 +24,7 @@ OverviewView VirtualTable { height: auto; max-height: 10; }
 FramesView #frames-body { layout: vertical; height: 1fr; }
 FramesView #frames-side { height: auto; }
 .-wide FramesView #frames-body, .-huge FramesView #frames-body { layout: horizontal; }
-.-wide FramesView #frames-side, .-huge FramesView #frames-side { width: 36; height: 1fr; margin-left: 2; }
+.-wide FramesView #frames-side, .-huge FramesView #frames-side { width: 33; height: 1fr; margin-left: 1; }
 .-wide FramesView UnderCursor, .-huge FramesView UnderCursor { margin-bottom: 1; }
 
 PageScreen #page-columns { layout: vertical; height: auto; }

@@ -52,7 +52,7 @@ class Legend(Drawing):
             entry.append(f" {look.name:<12}")
             entry.append(f"{format_size(count * self._frames.page_size):>9}")
             if full:
-                entry.append(f"{count:>9}", palette.DIM)
+                entry.append(f"{count:>8}", palette.DIM)
             last = index % columns == columns - 1 or index == len(states) - 1
             entry.truncate(width // columns, pad=not last)
             text.append_text(entry)

@@ -36,35 +36,32 @@ class Facts(Drawing):
         self.redraw()
 
     def draw(self, width: int) -> Text:
-        """Three lines."""
+        """As many lines as it takes."""
         text = Text()
         info = self._info
         if info is None:
             heading(text, "Guest", width, "reading…")
             return text
         heading(text, "Guest", width, info.name)
-        lines = (
-            (("Linux", info.release), ("build id", info.build_id[:12])),
-            (
-                ("paging", info.paging),
-                ("KASLR", f"+{info.kaslr_offset:#x}"),
-                ("KPTI", "on" if info.page_table_isolation else "off"),
-            ),
-            (
-                ("CPUs", str(info.cpus)),
-                ("memory", format_size(info.memory)),
-                ("accelerator", f"{info.accel}: {self._why}" if self._why else info.accel),
-            ),
+        items = (
+            ("Linux", info.release),
+            ("build id", info.build_id[:12]),
+            ("paging", info.paging),
+            ("KASLR", f"+{info.kaslr_offset:#x}"),
+            ("KPTI", "on" if info.page_table_isolation else "off"),
+            ("CPUs", str(info.cpus)),
+            ("memory", format_size(info.memory)),
+            (info.accel, self._why),
         )
-        for index, line in enumerate(lines):
-            row = Text()
-            for name, value in line:
-                row.append(f" {name} ", palette.DIM)
-                row.append(f"{value} ", f"bold {palette.FOREGROUND}")
-            row.truncate(width, overflow="ellipsis")
-            text.append_text(row)
-            if index < len(lines) - 1:
+        used = 0
+        for name, value in items:
+            item = Text.assemble((f" {name} ", palette.DIM), (f"{value} ", f"bold {palette.FOREGROUND}"))
+            if used and used + item.cell_len > width:
                 text.append("\n")
+                used = 0
+            item.truncate(width, overflow="ellipsis")
+            text.append_text(item)
+            used += item.cell_len
         return text
 
 
@@ -90,17 +87,18 @@ class OverviewView(View[Overview]):
     BINDINGS: ClassVar[list[BindingType]] = bindings(VIEWS[ViewName.OVERVIEW])
 
     def compose(self) -> ComposeResult:
-        """Facts, CPUs and zones; use and free lists beside them where there is room."""
-        with Body(), Vertical(id="columns"):
-            with Vertical(id="left"):
-                yield self._part(Facts())
-                yield self._part(
-                    VirtualTable(_CPU_COLUMNS, lambda row: row.cpu.number, lambda row: row.at, id="cpus")
-                )
-                yield self._part(ZoneBars())
-            with Vertical(id="right"):
-                yield self._part(Usage())
-                yield self._part(FreeLists())
+        """Facts and use on top; below, side by side where there is room, CPUs with zones and free lists."""
+        with Body():
+            yield self._part(Facts())
+            yield self._part(Usage())
+            with Vertical(id="columns"):
+                with Vertical(id="left"):
+                    yield self._part(
+                        VirtualTable(_CPU_COLUMNS, lambda row: row.cpu.number, lambda row: row.at, id="cpus")
+                    )
+                    yield self._part(ZoneBars())
+                with Vertical(id="right"):
+                    yield self._part(FreeLists())
 
     @staticmethod
     def _part(widget: Drawing | VirtualTable[CpuRow]) -> Drawing | VirtualTable[CpuRow]:

@@ -103,7 +103,7 @@ class Fields(Drawing):
         page = self._data.page
         if page.is_tail:
             return "  a tail: references are counted on the head"
-        return "  free, or frozen" if not page.refcount else "  users hold it"
+        return "  free, or frozen" if not page.refcount else "  references"
 
 
 class Neighbours(Drawing):

@@ -127,16 +127,14 @@ class ZoneBars(Drawing, can_focus=True):
         self.refresh()
 
     def draw(self, width: int) -> Text:
-        """Two lines a zone: free of managed; free on the scale of the watermarks."""
+        """A zone's free share; free on the scale of the watermarks; where it is narrow their sizes below."""
         text = Text()
         heading(text, "Zones", width, "free of managed, and against the watermarks")
         for index, zone in enumerate(self._zones):
             here = index == self._cursor and self.has_focus
+            ground = f" on {palette.CURSOR_ROW}" if here else ""
             text.append("▶" if here else " ", palette.WARN)
-            text.append(
-                f"{zone.name:<8}",
-                f"bold {palette.FOREGROUND}" + (f" on {palette.CURSOR_ROW}" if here else ""),
-            )
+            text.append(f"{zone.name:<8}", f"bold {palette.FOREGROUND}{ground}")
             self._fill(text, zone, width - 9)
             text.append("\n" + " " * 9)
             self._marks(text, zone, width - 9)
@@ -146,32 +144,24 @@ class ZoneBars(Drawing, can_focus=True):
 
     def _fill(self, text: Text, zone: Zone, width: int) -> None:
         share = zone.free / zone.managed if zone.managed else 0.0
-        label = f" {self._bytes(zone.free)} of {self._bytes(zone.managed)} {share:>4.0%}"
-        label = label.rjust(32)
-        color = self._color(zone)
-        text.append(bar(share, max(4, width - len(label))), f"{color} on {palette.PANEL}")
+        label = f" {self._bytes(zone.free):>9} of {self._bytes(zone.managed):>9} {share:>4.0%}"
+        text.append(bar(share, max(4, width - len(label))), f"{self._color(zone)} on {palette.PANEL}")
         text.append(label)
 
     def _marks(self, text: Text, zone: Zone, width: int) -> None:
         marks = zone.watermarks
         label = f" min {self._bytes(marks.min)} low {self._bytes(marks.low)} high {self._bytes(marks.high)}"
-        if len(label) > width - 16:
-            label = f" min {marks.min} low {marks.low} high {marks.high} pages"
-        label = label.rjust(32)
-        room = max(4, width - len(label))
+        below = len(label) > width - 24
+        room = max(4, width if below else width - len(label))
         scale = max(marks.high * 2, 1)
         cells = ["─"] * room
-        places = {"m": marks.min, "l": marks.low, "h": marks.high}
-        for name, pages in places.items():
+        for name, pages in (("m", marks.min), ("l", marks.low), ("h", marks.high)):
             cells[min(room - 1, pages * room // scale)] = name
-        free = min(room - 1, zone.free * room // scale)
-        beyond = zone.free > scale
-        cells[free] = "▶" if beyond else "◆"
+        cells[min(room - 1, zone.free * room // scale)] = "▶" if zone.free > scale else "◆"
         for cell in cells:
-            text.append(
-                cell, palette.FAINT if cell == "─" else palette.WARN if cell in "mlh" else self._color(zone)
-            )
-        text.append(label, palette.DIM)
+            color = palette.FAINT if cell == "─" else palette.WARN if cell in "mlh" else self._color(zone)
+            text.append(cell, color)
+        text.append(("\n" + " " * 8 if below else "") + label, palette.DIM)
 
     def _color(self, zone: Zone) -> str:
         marks = zone.watermarks

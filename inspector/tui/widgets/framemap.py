@@ -21,7 +21,7 @@ from inspector.tui.source import Frames
 from inspector.units import Pfn
 
 _GUTTER = 11
-_STEP = 16  # cells of a row are a multiple of it, so that rows begin at round PFNs
+_STEP = 8  # cells of a row are a multiple of it, so that rows begin at round PFNs
 _PAIR = 1 << 10  # more than there are looks of one cell
 _PURITY = (0.5, 0.66, 0.82, 1.0)  # how bright a cell is by how much of it its commonest state takes
 

@@ -132,7 +132,10 @@ class VmaMap(Drawing):
         cells = -(-pages // each)
         head = Text()
         head.append(f"{vma.start:#x}-{vma.end:#x} ", f"bold {palette.FOREGROUND}")
-        head.append(f"{pages} pages, a cell is {format_size(each * self._page_size)} ", palette.DIM)
+        head.append(
+            f"{pages} page{'s' if pages != 1 else ''}, a cell is {format_size(each * self._page_size)} ",
+            palette.DIM,
+        )
         head.append(" ".join(vma.flag_names), palette.DIM)
         head.truncate(width, overflow="ellipsis")
         text.append_text(head)
