@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from inspector.errors import UsageError
+from inspector.errors import BootError, UsageError
 from inspector.machine.accel import Accel, AccelChoice
 from inspector.units import GIB, MIB, format_size
 
@@ -55,6 +55,23 @@ class MachineConfig:
         for what, path in (("kernel", self.kernel), ("initrd", self.initrd)):
             if not path.is_file():
                 raise UsageError(f"no such {what}: {path}")
+
+
+def check_kernel(path: Path) -> None:
+    """Raises BootError where the file is neither a whole bzImage nor an ELF file.
+
+    Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header": setup_sects at 0x1f1, syssize (in units of
+    16 bytes) at 0x1f4, boot_flag 0xaa55 at 0x1fe, header "HdrS" at 0x202.
+    """
+    with path.open("rb") as file:
+        head = file.read(0x206)
+    if head.startswith(b"\x7fELF"):
+        return
+    if head[0x1FE:0x200] != b"\x55\xaa" or head[0x202:0x206] != b"HdrS":
+        raise BootError(f"not a kernel: {path} is neither a bzImage nor an ELF vmlinux")
+    size = ((head[0x1F1] or 4) + 1) * 512 + int.from_bytes(head[0x1F4:0x1F8], "little") * 16
+    if path.stat().st_size < size:
+        raise BootError(f"the kernel image is cut off: {path} has {path.stat().st_size} of {size} bytes")
 
 
 @dataclass(frozen=True, slots=True)

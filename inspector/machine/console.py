@@ -10,7 +10,7 @@ import time
 from inspector.units import MIB, printable
 
 _KEEP = MIB
-_PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+_PANIC = re.compile(rb"(?<!end )Kernel panic - not syncing[^\r\n]*")
 _HALTED = re.compile(rb"([^\r\n]*)[\r\n\s]*-- System halted")
 
 

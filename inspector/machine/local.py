@@ -10,7 +10,7 @@ from typing import Any
 
 from inspector.errors import BootError, GuestDied, MachineError
 from inspector.machine import accel as accelerators
-from inspector.machine.config import MachineConfig
+from inspector.machine.config import MachineConfig, check_kernel
 from inspector.machine.console import Console
 from inspector.machine.gdb import Gdb
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
@@ -21,11 +21,16 @@ from inspector.machine.registers import parse_ram, parse_registers
 from inspector.machine.runcontrol import RunControl
 from inspector.machine.shell import Shell
 from inspector.progress import SILENT, Reporter
+from inspector.units import format_size
 
-_QUIET = 4.0
-_SILENT_KERNEL = 30.0
+# without an agent: how long the console must be quiet, once init runs, or where the log does not tell
+_QUIET_INIT = 3.0
+_QUIET = 15.0
+_SILENT_KERNEL = 45.0
 _PANIC_GRACE = 3.0
 _RFLAGS_IF = 1 << 9
+_INITRAMFS = re.compile(r"Initramfs unpacking failed: .*")  # init/initramfs.c
+_SHUTDOWNS = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest shut itself down"}
 
 
 class LocalMachine:
@@ -71,7 +76,7 @@ class LocalMachine:
                 self.blocks = parse_ram(self.hmp("info mtree -f"))
             except GuestDied as error:
                 self._process.exited.wait(5)
-                raise BootError(f"the guest did not boot: {self._last_words()}") from error
+                raise self._boot_failed() from error
 
     def _is_up(self) -> bool:
         if self.shell.hello.is_set():
@@ -80,25 +85,30 @@ class LocalMachine:
             return False
         if self.config.ready_text:
             return self.console.contains(self.config.ready_text)
-        return bool(self.console.total) and time.monotonic() - self.console.last_heard > _QUIET
+        quiet = _QUIET_INIT if self.console.contains(" as init process") else _QUIET
+        return bool(self.console.total) and time.monotonic() - self.console.last_heard > quiet
 
     def _check_boot(self, elapsed: float) -> None:
         if self._process.exited.is_set():
-            raise BootError(f"the guest did not boot: {self._last_words()}")
+            raise self._boot_failed()
         quiet = time.monotonic() - self.console.last_heard
         if quiet > _PANIC_GRACE and (fatal := self.console.fatal()):
             raise BootError(f"the guest did not boot: {fatal}")
-        if quiet > _PANIC_GRACE and int(quiet) != int(quiet - 0.06) and self._halted():
+        if quiet > _PANIC_GRACE and self._halted():
+            raise BootError(f"the guest did not boot: its CPUs halted for good{self._after()}")
+        if quiet > _SILENT_KERNEL and not self.console.contains("Linux version"):
             raise BootError(
-                f"the guest did not boot: its CPUs halted for good{self._after()}; is the kernel image whole?"
-            )
-        if elapsed > _SILENT_KERNEL and not self.console.total:
-            raise BootError(
-                f"the guest did not boot: no output within {_SILENT_KERNEL:g} s; "
-                "is this an x86-64 kernel with a serial console (CONFIG_SERIAL_8250_CONSOLE)?"
+                f"the guest did not boot: the kernel said nothing for {_SILENT_KERNEL:g} s; is it whole, "
+                "and has it a serial console (CONFIG_SERIAL_8250_CONSOLE)?"
             )
         if elapsed > self.config.boot_timeout:
             raise BootError(f"the guest was not up within {self.config.boot_timeout:g} s{self._after()}")
+
+    def _boot_failed(self) -> BootError:
+        why = self._last_words()
+        if self.control.shutdown == "guest-reset" and not self.console.fatal():
+            why += f"; is its image whole, and {format_size(self.memory_size)} enough for it?"
+        return BootError(f"the guest did not boot: {why}")
 
     def _halted(self) -> bool:
         """Every CPU sits in HLT and takes no interrupts: nothing will ever wake it (SDM vol. 2, HLT)."""
@@ -113,10 +123,13 @@ class LocalMachine:
         self.console.ended.wait(1)
         why = self._process.why or "QEMU does not answer"
         if fatal := self.console.fatal():
-            return fatal
-        if re.search(r"PVH ELF Note", why):
+            found = _INITRAMFS.search(self.console.text())
+            return f"{fatal} ({found[0]})" if found else fatal
+        if "PVH ELF Note" in why:
             return f"{why} (this vmlinux has no PVH entry, CONFIG_PVH: give its bzImage)"
-        return why + (self._after() if why == "QEMU exited 0" else "")
+        if why == "QEMU exited 0":
+            return _SHUTDOWNS.get(self.control.shutdown, why) + self._after()
+        return why
 
     def _exited(self, why: str) -> None:
         """QEMU is gone; on the watcher's thread."""
@@ -256,6 +269,7 @@ def start(config: MachineConfig, reporter: Reporter = SILENT) -> LocalMachine:
     """
     if config.name:
         check_free(config.name)  # before the boot: `serve` would say so after it
+    check_kernel(config.kernel)
     machine = LocalMachine(config)
     try:
         machine.boot(reporter)

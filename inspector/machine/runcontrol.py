@@ -44,6 +44,8 @@ class RunControl:
         self._held = False  # the holds alone keep the guest stopped: the last release lets it run
         self._stop: Stop | None = None
         self._panicked = False
+        self.shutdown = ""
+        """Why QEMU ends, as its SHUTDOWN event says (QAPI ShutdownCause): `guest-reset`, `guest-shutdown`."""
         self._dead: str | None = None
         self._told = RunState("paused", "starting")
         self._listeners: list[StateListener] = []
@@ -71,6 +73,8 @@ class RunControl:
                 self._resumes += 1
             elif name == "GUEST_PANICKED":
                 self._panicked = True
+            elif name == "SHUTDOWN":
+                self.shutdown = str(data.get("reason", ""))
             else:
                 return
             self._settle()
