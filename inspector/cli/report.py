@@ -37,6 +37,12 @@ class Report:
     states: NDArray[np.uint8]
     tasks: list[Task]
 
+    @property
+    def state_counts(self) -> dict[FrameState, int]:
+        """How many frames are in each state."""
+        counts = np.bincount(self.states, minlength=len(FrameState))
+        return {state: int(counts[state]) for state in FrameState}
+
 
 @click.command(epilog=output.examples("kmi report", "kmi report --guest lab --json | python3 -m json.tool"))
 @click.option("--live", is_flag=True, help="Read the guest while it runs: parts may not fit together.")
@@ -86,12 +92,6 @@ def _where(guest: Guest, cpu: Cpu) -> str | None:
     return f"{near[0].name}+{near[1]:#x}" if near else None
 
 
-def state_counts(states: NDArray[np.uint8]) -> dict[FrameState, int]:
-    """How many frames are in each state."""
-    counts = np.bincount(states, minlength=len(FrameState))
-    return {state: int(counts[state]) for state in FrameState}
-
-
 def as_data(report: Report) -> dict[str, Any]:
     """The report as JSON has it; units are in the keys."""
     page = report.page_size
@@ -115,7 +115,7 @@ def as_data(report: Report) -> dict[str, Any]:
         ],
         "frames": {
             state.name.lower(): {"frames": count, "bytes": count * page}
-            for state, count in state_counts(report.states).items()
+            for state, count in report.state_counts.items()
         },
         "tasks": [_task(task, page) for task in report.tasks],
     }

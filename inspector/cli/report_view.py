@@ -144,10 +144,8 @@ def _count(count: int) -> Text:
 
 
 def _frames(report: Report) -> RenderableType:
-    from inspector.cli.report import state_counts
-
     table = output.plain_table("", "State", "Frames", "Bytes", "", right=("Frames", "Bytes"))
-    counts = state_counts(report.states)
+    counts = report.state_counts
     most = max(counts.values())
     for state, count in counts.items():
         if count:
