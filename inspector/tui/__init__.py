@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 def run(guest: Guest) -> None:
     """Show the guest until the user quits. The guest stays open: it is the caller's."""
     from inspector.tui.app import InspectorApp
-    from inspector.tui.source import GuestSource
+    from inspector.tui.guest_source import GuestSource
 
     InspectorApp(GuestSource(guest)).run()

@@ -18,8 +18,8 @@ import inspector
 from inspector.errors import InspectorError, MachineError
 from inspector.guest import Guest
 from inspector.tui.app import InspectorApp
+from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
-from inspector.tui.source import GuestSource
 from inspector.units import VirtAddr
 
 SIZE = (120, 36)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,28 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import Walk
-from inspector.errors import InspectorError, NoSuchFrame, UsageError
-from inspector.kernel.frames import FrameState
 from inspector.kernel.pages import Page
-from inspector.kernel.tasks import Task
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Zone
 from inspector.machine import Completed, RunState
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
-from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+from inspector.units import Pfn, PhysAddr, VirtAddr
 
 if TYPE_CHECKING:
-    from inspector.guest import Cpu, FreeCounts, Guest, GuestInfo
-
-NEIGHBOURS = 512
-"""Frames on either side of a page whose states are read with it."""
-
-CONTENTS = 512
-"""Bytes of a frame that are read with it."""
-
-_TERMINAL_CODES = re.compile(r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]")  # the tail may come with ESC made visible
-_FRAMES_DUTY = 20  # a read of all frames that is only for decoration may take 1/20 of the time
+    from inspector.guest import Cpu, FreeCounts, GuestInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +50,7 @@ class TaskRow:
     pid: int
     tgid: int
     ppid: int
-    comm: str
+    name: str
     state: str
     uid: int
     cpu: int
@@ -98,7 +84,10 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class WalkView:
-    """A walk, whose page tables it took (`init (1)`, `the kernel`, `CPU 0`), and what lies at the address."""
+    """A walk, whose page tables it took (`init (1)`, `the kernel`, `CPU 0`), and what lies at the address.
+
+    `hidden` is the frame of a PROT_NONE page: mapped for Linux, not present for the MMU.
+    """
 
     walk: Walk
     whose: str
@@ -106,6 +95,7 @@ class WalkView:
     pid: int | None
     symbol: str | None
     vma: Vma | None
+    hidden: Pfn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,192 +169,3 @@ class Source(Protocol):
 
     def on_death(self, listener: Callable[[str], None]) -> None:
         """Call `listener(why)`, on any thread, when the guest is gone."""
-
-
-class GuestSource:
-    """A Source over a live Guest."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-        self._page_size = guest.kernel.space.format.page_size
-        self._frames: Frames | None = None
-        self._frames_cost = 0.0
-        self._frames_at = 0.0
-
-    def state(self) -> RunState:
-        """Running or stopped, and why."""
-        return self._guest.state()
-
-    def pause(self) -> None:
-        """Stop the guest's CPUs."""
-        self._guest.pause()
-
-    def resume(self) -> None:
-        """Let the guest run."""
-        self._guest.resume()
-
-    def info(self) -> GuestInfo:
-        """What guest this is."""
-        return self._guest.info()
-
-    def overview(self) -> Overview:
-        """The guest at a glance, read at one stop."""
-        with self._guest.still():
-            return Overview(
-                info=self._guest.info(),
-                accel_reason=self._guest.machine.accel_reason,
-                cpus=tuple(CpuRow(cpu, self._at(cpu.registers.rip)) for cpu in self._guest.cpus()),
-                zones=tuple(zone for zone in self._guest.zones() if zone.populated),
-                free=tuple(self._guest.buddy()),
-                usage=self._recent_frames().counts.totals(),
-                page_size=self._page_size,
-            )
-
-    def tasks(self, threads: bool) -> tuple[TaskRow, ...]:
-        """Every process, or every thread."""
-        return tuple(self._row(task) for task in self._guest.tasks(threads))
-
-    def space(self, pid: int) -> Space:
-        """A task's address space: VMAs and mappings of one stop. Raises NoSuchTask."""
-        with self._guest.still():
-            task = self._guest.task(pid)
-            vmas, mappings = task.vmas(), task.mappings()
-            root = task.space.root
-        resident = Resident(mappings)
-        large = Resident(mappings[mappings["size"] > self._page_size])
-        starts = np.array([vma.start for vma in vmas], np.uint64)
-        ends = np.array([vma.end for vma in vmas], np.uint64)
-        rows = zip(
-            vmas, resident.between(starts, ends).tolist(), large.between(starts, ends).tolist(), strict=True
-        )
-        return Space(
-            task=self._row(task),
-            vmas=tuple(VmaRow(vma, full, big) for vma, full, big in rows),
-            resident=resident,
-            root=root,
-            paging=self._guest.kernel.space.format.name,
-            page_size=self._page_size,
-        )
-
-    def walk(self, place: Place) -> WalkView:
-        """An address followed in a task, from a CPU's CR3 or in the kernel's tables. Raises NoSuchTask."""
-        with self._guest.still():
-            cpu, va, pid = place.cpu, place.va, place.pid
-            if va is None:
-                cpu, pid = cpu or 0, None
-                va = self._guest.cpus()[cpu].registers.rip
-            symbol = self._symbol_at(va)
-            if pid is not None:
-                task = self._guest.task(pid)
-                vma = next((vma for vma in task.vmas() if vma.start <= va < vma.end), None)
-                return WalkView(task.walk(va), f"{task.comm} ({task.pid})", "its mm's root", pid, symbol, vma)
-            if cpu is not None:
-                found = [each for each in self._guest.cpus() if each.number == cpu]
-                if not found:
-                    raise UsageError(f"no CPU {cpu}; this guest has {self._guest.machine.cpus}")
-                whose, kind = (
-                    f"CPU {cpu}, which runs {found[0].comm} ({found[0].pid})",
-                    f"CR3: {found[0].root_kind}",
-                )
-                return WalkView(self._guest.walk(va, cpu=cpu), whose, kind, None, symbol, None)
-            return WalkView(self._guest.walk(va), "the kernel", "swapper_pg_dir", None, symbol, None)
-
-    def frames(self) -> Frames:
-        """All of memory, read now."""
-        started = time.monotonic()
-        with self._guest.still():
-            states = np.ascontiguousarray(self._guest.frames()["state"])
-            zones = tuple(zone for zone in self._guest.zones() if zone.populated)
-        self._frames = Frames(FrameCounts(states, len(FrameState)), zones, self._page_size)
-        self._frames_at = time.monotonic()
-        self._frames_cost = self._frames_at - started
-        return self._frames
-
-    def page(self, pfn: Pfn) -> PageView:
-        """One frame, read now; its neighbours' states may be some moments older. Raises NoSuchFrame."""
-        with self._guest.still():
-            page = self._guest.page(pfn)
-            raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
-            contents = self._contents(pfn)
-            recent = self._recent_frames()
-        if not pfn < len(recent.counts):
-            raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
-        first = max(0, pfn - NEIGHBOURS)
-        return PageView(
-            page=page,
-            state=int(recent.counts.states[pfn]),
-            raw=raw,
-            contents=contents,
-            direct_map=self._guest.kernel.phys_to_virt(PhysAddr(pfn * self._page_size)),
-            zone=next((zone for zone in recent.zones if zone.start_pfn <= pfn < zone.end_pfn), None),
-            around_first=Pfn(first),
-            around=recent.counts.states[first : pfn + NEIGHBOURS + 1],
-            page_size=self._page_size,
-        )
-
-    def console(self, lines: int) -> str:
-        """The console's last lines, made printable."""
-        text = _TERMINAL_CODES.sub("", self._guest.machine.console_tail(lines))
-        return "\n".join(printable(line) for line in text.splitlines())
-
-    def run(self, command: str) -> Completed:
-        """Run a command in the guest. Raises CommandTimeout, GuestDied."""
-        return self._guest.run(command)
-
-    def symbol(self, name: str) -> VirtAddr:
-        """The address of a symbol. Raises NoSuchSymbol."""
-        return self._guest.symbol(name)
-
-    def complete(self, prefix: str, limit: int) -> list[str]:
-        """Symbols that begin so."""
-        return self._guest.kernel.symbols.complete(prefix, limit)
-
-    def on_death(self, listener: Callable[[str], None]) -> None:
-        """Call `listener(why)`, on any thread, when the guest is gone."""
-        self._guest.machine.on_death(listener)
-
-    def _recent_frames(self) -> Frames:
-        """All of memory as of some moments ago: a large guest is not stopped long for a decoration."""
-        if self._frames and time.monotonic() - self._frames_at < self._frames_cost * _FRAMES_DUTY:
-            return self._frames
-        return self.frames()
-
-    def _contents(self, pfn: Pfn) -> bytes:
-        """The first bytes of the frame itself; none where it is not RAM."""
-        try:
-            return self._guest.read_phys(PhysAddr(pfn * self._page_size), CONTENTS)
-        except InspectorError:
-            return b""
-
-    def _row(self, task: Task) -> TaskRow:
-        mm = task.mm
-        return TaskRow(
-            pid=task.pid,
-            tgid=task.tgid,
-            ppid=task.ppid,
-            comm=task.comm,
-            state=task.state,
-            uid=task.uid,
-            cpu=task.cpu,
-            threads=task.threads,
-            kernel_thread=task.kernel_thread,
-            rss=mm.rss * self._page_size if mm else 0,
-            vsz=mm.total_vm * self._page_size if mm else 0,
-            page_tables=mm.pgtables_bytes if mm else 0,
-        )
-
-    def _at(self, address: VirtAddr) -> str:
-        return self._symbol_at(address) or f"{address:#x}"
-
-    def _symbol_at(self, address: VirtAddr) -> str | None:
-        """`name+0x1a` for an address in the kernel image."""
-        try:
-            found = self._guest.symbol_at(address)
-        except InspectorError:
-            return None
-        if (
-            found is None or found[1] >= 1 << 20
-        ):  # the table knows no sizes: far behind the last one is nowhere
-            return None
-        symbol, offset = found
-        return printable(symbol.name) + (f"+{offset:#x}" if offset else "")

@@ -111,7 +111,7 @@ class SpaceView(ListView[Space, VmaRow]):
     def _summarize(self, data: Space) -> None:
         task = data.task
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{task.comm} ", f"bold {palette.FOREGROUND}")
+        text.append(f"{task.name} ", f"bold {palette.FOREGROUND}")
         text.append(f"PID {task.pid} ", f"bold {palette.ACCENT}")
         for name, value in (
             ("virtual", format_size(sum(row.vma.size for row in data.vmas))),

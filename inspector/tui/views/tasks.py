@@ -33,7 +33,7 @@ def _state(row: TaskRow) -> str:
 
 
 def _name(row: TaskRow) -> str:
-    return f"[{row.comm}]" if row.kernel_thread else row.comm
+    return f"[{row.name}]" if row.kernel_thread else row.name
 
 
 def _name_color(row: TaskRow) -> str:
@@ -43,7 +43,7 @@ def _name_color(row: TaskRow) -> str:
 COLUMNS: tuple[Column[TaskRow], ...] = (
     Column("PID", lambda row: str(row.pid), lambda row: row.pid, 7, True),
     Column("PPID", lambda row: str(row.ppid), lambda row: row.ppid, 7, True, rank=5),
-    Column("name", _name, lambda row: row.comm.casefold(), 0, color=_name_color),
+    Column("name", _name, lambda row: row.name.casefold(), 0, color=_name_color),
     Column("state", _state, lambda row: row.state, 10, color=_state_color),
     Column("UID", lambda row: str(row.uid), lambda row: row.uid, 6, True, rank=2),
     Column("CPU", lambda row: str(row.cpu), lambda row: row.cpu, 4, True, rank=1),

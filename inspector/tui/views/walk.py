@@ -81,8 +81,10 @@ class Outcome(Drawing):
             return "in the kernel's own tables: an oops, unless a fixup expects it"
         if data.vma is None:
             return f"no VMA of PID {data.pid} covers it: the kernel would send SIGSEGV"
+        if data.hidden is not None:
+            return f"PROT_NONE: Linux keeps PFN {data.hidden:#x} here, without P so that any access faults"
         if fault.entry:
-            return "a VMA covers it and the entry holds something: swapped out, being moved, or PROT_NONE"
+            return "a VMA covers it and the entry holds something: swapped out, or being moved"
         return "a VMA covers it: the kernel would bring a page in on first use, where the access is allowed"
 
 
@@ -148,7 +150,11 @@ class WalkScreen(View[WalkView]):
     def action_open(self) -> None:
         """The frame that the entry leads to: the page's, or the next table's."""
         step = self.query_one(Steps).step
-        if self.data is None or step is None or step.target is None:
+        if self.data is None or step is None:
+            return
+        if step.target is None:
+            if self.data.hidden is not None:
+                self.post_message(Go(Place(ViewName.PAGE, pfn=self.data.hidden)))
             return
         walk = self.data.walk
         pfn = walk.pfn if step.leaf and walk.pfn is not None else step.target // walk.format.page_size
