@@ -90,7 +90,8 @@ class Gdb:
     """One gdb on one gdbstub. QEMU stops the guest as gdb connects; it stays stopped.
 
     `on_run()` and `on_stop(stop)` are called on the reader's thread, in gdb's order; `on_end()` at gdb's end.
-    Raises SetupError where gdb is not installed, GdbError where it cannot attach.
+    Raises SetupError where gdb is not installed, GdbError where it cannot attach. All but `interrupt` and
+    `command` itself need a stopped guest, and are refused by gdb otherwise.
     """
 
     def __init__(
@@ -177,7 +178,8 @@ class Gdb:
             raise GdbError(f"gdb is gone: it did not answer {mi!r}")
         payload = record.get("payload") or {}
         if record["message"] == "error":
-            raise GdbError(f"gdb refused {mi!r}: {payload.get('msg', 'no reason given')}")
+            reason = " ".join(payload.get("msg", "no reason given").split())
+            raise GdbError(f"gdb refused {mi!r}: {reason}")
         return dict(payload) if isinstance(payload, dict) else {"payload": payload}
 
     def continue_(self) -> None:

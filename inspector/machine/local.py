@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from inspector.errors import BootError, GuestDied, MachineError
 from inspector.machine import accel as accelerators
 from inspector.machine.config import MachineConfig, check_kernel
 from inspector.machine.console import Console
-from inspector.machine.gdb import Gdb
+from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
 from inspector.machine.names import check_free
 from inspector.machine.process import QemuProcess
@@ -21,7 +23,7 @@ from inspector.machine.registers import parse_ram, parse_registers
 from inspector.machine.runcontrol import RunControl
 from inspector.machine.shell import Shell
 from inspector.progress import SILENT, Reporter
-from inspector.units import format_size
+from inspector.units import VirtAddr, format_size
 
 # without an agent: how long the console must be quiet, once init runs, or where the log does not tell
 _QUIET_INIT = 3.0
@@ -199,6 +201,37 @@ class LocalMachine:
     def gdb(self) -> Gdb:
         """The gdb on this guest, attached at first use. Raises SetupError, GdbError."""
         return self.control.gdb()
+
+    def insert_breakpoint(self, address: VirtAddr, *, hardware: bool = False, temporary: bool = False) -> int:
+        """Break before the instruction at `address`; the breakpoint's number. The guest may run."""
+        with self._held_for_gdb() as gdb:
+            return gdb.insert_breakpoint(address, hardware=hardware, temporary=temporary)
+
+    def remove_breakpoint(self, number: int) -> None:
+        """Take a breakpoint out again. The guest may run."""
+        with self._held_for_gdb() as gdb:
+            gdb.remove_breakpoint(number)
+
+    def step(self, cpu: int = 0) -> None:
+        """Let one vCPU of a stopped guest execute one instruction: `wait_stop` tells when it has."""
+        self.gdb.step(cpu)
+
+    def wait_stop(self, timeout: float) -> RunState | None:
+        """Wait until the CPUs stop, whoever stops them; None after `timeout` seconds. Raises GuestDied."""
+        return self.control.wait_stop(timeout)
+
+    def last_stop(self) -> Stop | None:
+        """What gdb says of the stop that now is."""
+        return self.control.last_stop()
+
+    @contextmanager
+    def _held_for_gdb(self) -> Iterator[Gdb]:
+        gdb = self.gdb
+        self.hold("gdb")
+        try:
+            yield gdb
+        finally:
+            self.release()
 
     def registers(self) -> list[CpuRegisters]:
         """Every vCPU's registers, as the monitor reads them: of running CPUs, at slightly different times."""
