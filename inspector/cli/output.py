@@ -43,8 +43,13 @@ def show(*parts: RenderableType) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Print a value as JSON. Addresses and raw words are integers of up to 64 bits."""
+    """Print a value as JSON."""
     _write(json.dumps(value, indent=2) + "\n")
+
+
+def word(value: int | None) -> str | None:
+    """An address or a raw word for JSON: hexadecimal text, as many readers round integers above 2**53."""
+    return None if value is None else f"{value:#x}"
 
 
 def _write(text: str) -> None:

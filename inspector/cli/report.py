@@ -97,6 +97,7 @@ def as_data(report: Report) -> dict[str, Any]:
     page = report.page_size
     info = asdict(report.info)
     info["memory_bytes"] = info.pop("memory")
+    info["kaslr_offset"] = output.word(report.info.kaslr_offset)
     info["running"] = report.running
     info["accel_reason"] = report.accel_reason
     return {
@@ -129,10 +130,10 @@ def _cpu(cpu: Cpu, symbol: str | None) -> dict[str, Any]:
         "comm": cpu.comm,
         "halted": registers.halted,
         "cpl": registers.cpl,
-        "rip": registers.rip,
+        "rip": output.word(registers.rip),
         "symbol": symbol,
-        "cr3": registers.cr3,
-        "root": cpu.root,
+        "cr3": output.word(registers.cr3),
+        "root": output.word(cpu.root),
         "root_kind": cpu.root_kind,
     }
 

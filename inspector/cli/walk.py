@@ -145,22 +145,22 @@ def as_data(answer: Answer) -> dict[str, Any]:
         "pid": answer.pid,
         "cpu": answer.cpu,
         "paging": walk.format.name,
-        "root": walk.root,
-        "va": walk.va,
+        "root": output.word(walk.root),
+        "va": output.word(walk.va),
         "steps": [
             {
                 "level": step.level.name,
                 "manual_name": step.level.manual,
                 "index": step.index,
-                "entry_address": step.entry_address,
-                "entry": step.entry,
+                "entry_address": output.word(step.entry_address),
+                "entry": output.word(step.entry),
                 "flags": list(step.flags),
                 "leaf": step.leaf,
-                "target": step.target,
+                "target": output.word(step.target),
             }
             for step in walk.steps
         ],
-        "phys": walk.phys,
+        "phys": output.word(walk.phys),
         "pfn": walk.pfn,
         "page_size_bytes": walk.page_size,
         "writable": walk.writable,
@@ -173,8 +173,8 @@ def as_data(answer: Answer) -> dict[str, Any]:
         else {
             "kind": fault.kind.name.lower(),
             "level": fault.level.name if fault.level else None,
-            "entry_address": fault.entry_address,
-            "entry": fault.entry,
+            "entry_address": output.word(fault.entry_address),
+            "entry": output.word(fault.entry),
             "what": fault.what,
         },
     }

@@ -38,7 +38,7 @@ def test_walk_and_page(guest: Guest, host: Any, served: str, touched: tuple[str,
     entry = _words(guest, f"/proc/{pid}/pagemap", (address + 0x1234) // 4096)
     assert entry >> 63 & 1
     assert walk["pfn"] == entry & (1 << 55) - 1
-    assert walk["phys"] == walk["pfn"] * 4096 + 0x234
+    assert walk["phys"] == hex(walk["pfn"] * 4096 + 0x234)
     assert (walk["writable"], walk["user"], walk["fault"]) == (True, True, None)
 
     page = json.loads(host.run("page", str(walk["pfn"]), "--json", "--guest", served).stdout)
@@ -61,12 +61,11 @@ def test_walk_by_names(guest: Guest, host: Any, served: str) -> None:
         line for line in guest.run("cat /proc/1/maps").stdout.splitlines() if line.endswith("[stack]")
     )
     end = int(line.split()[0].partition("-")[2], 16)
-    assert (
-        json.loads(host.run("walk", "1", "[stack]", "--json", "--guest", served).stdout)["va"] == end - 4096
-    )
+    walk = json.loads(host.run("walk", "1", "[stack]", "--json", "--guest", served).stdout)
+    assert walk["va"] == hex(end - 4096)
     table = guest.run("grep ' init_task$' /proc/kallsyms").stdout
     walk = json.loads(host.run("walk", "kernel", "init_task", "--json", "--guest", served).stdout)
-    assert walk["va"] == int(table.split()[0], 16)
+    assert int(walk["va"], 16) == int(table.split()[0], 16)
     assert walk["phys"] is not None
 
 
@@ -75,7 +74,7 @@ def test_spawned(guest: Guest, host: Any, served: str) -> None:
         "walk", "spawned", "[anon]", "--spawn", "/labs/touch 2M --no-thp", "--json", "--guest", served
     )
     walk = json.loads(done.stdout)
-    entry = _words(guest, f"/proc/{walk['pid']}/pagemap", walk["va"] // 4096)
+    entry = _words(guest, f"/proc/{walk['pid']}/pagemap", int(walk["va"], 16) // 4096)
     assert walk["pfn"] == entry & (1 << 55) - 1
     guest.run(f"kill -9 {walk['pid']}")
 

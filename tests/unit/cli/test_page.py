@@ -12,9 +12,9 @@ Kmi = Callable[..., Any]
 def test_json(kmi: Kmi) -> None:
     data = json.loads(kmi("page", "0xc8", "--json").out)
     assert data["pfn"] == 200
-    assert data["phys"] == 0xC8000
+    assert data["phys"] == "0xc8000"
     assert data["state"] == "anon"
-    assert data["struct_page"] == 0xFFFF_EA00_0000_0000 + 64 * 200
+    assert data["struct_page"] == hex(0xFFFF_EA00_0000_0000 + 64 * 200)
     assert data["flag_names"] == ["uptodate", "head"]
     assert (data["refcount"], data["mapcount"], data["head"], data["order"]) == (3, 2, 199, 3)
     assert data["read_stopped"] is True
