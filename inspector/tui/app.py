@@ -15,6 +15,7 @@ from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from inspector.guest import GuestInfo
+from inspector.machine import RunState
 from inspector.tui import palette, style
 from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
 from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
@@ -141,6 +142,10 @@ class InspectorApp(App[None]):
         self._ask()
 
     def _ask(self) -> None:
+        if self._dead:
+            self._status.failed()
+            self._say("the guest is gone: what is shown was read before; q quits")
+            return
         self._serial += 1
         self._status.asked()
         self._poller.watch(Request(self._serial, self.view.request(self._place), self.view.EVERY))
@@ -228,6 +233,8 @@ class InspectorApp(App[None]):
         """Say so, once."""
         if not self._dead and self.view.is_attached:
             self._dead = True
+            self._status.set_state(RunState("dead", message.why))
+            self._ask()
             self.push_screen(DeathDialog(message.why, message.tail))
 
     def _say(self, error: str) -> None:
@@ -265,7 +272,8 @@ class InspectorApp(App[None]):
 
     def action_toggle_run(self) -> None:
         """Pause or resume: on the poller's thread, so that no read resumes what the user stopped."""
-        self._poller.do(_toggle)
+        if not self._dead:
+            self._poller.do(_toggle)
 
     def action_reload(self) -> None:
         """Read again now."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -180,10 +179,6 @@ class DeathDialog(ModalScreen[None]):
             text.append("Esc", f"bold {palette.WARN}")
             text.append(" to look at what was read last", palette.DIM)
             yield Static(text)
-
-    def on_key(self, event: events.Key) -> None:
-        """Nothing below reacts."""
-        event.stop()
 
 
 def _list(text: Text, actions: tuple[Action, ...]) -> None:

@@ -163,13 +163,12 @@ class FramesView(View[Frames]):
         frames, each = len(self.data.counts), 1 << self._map.shift
         size = self.data.page_size
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{frames} frames ", f"bold {palette.FOREGROUND}")
-        text.append(f"of {format_size(size)}, ", palette.DIM)
-        text.append("a cell is ", palette.DIM)
+        text.append(f"{frames} frames", f"bold {palette.FOREGROUND}")
+        text.append(", all shown" if self._map.fitted else ", 0 shows all", palette.DIM)
+        text.append("; a cell is ", palette.DIM)
         cell = f"{each} frame{'s' if each > 1 else ''}, {format_size(each * size)}"
         text.append(cell, f"bold {palette.FOREGROUND}")
-        text.append(", coloured by what most of them are" if each > 1 else "", palette.DIM)
-        text.append("; all shown" if self._map.fitted else "; 0 shows all", palette.DIM)
+        text.append(", coloured by what most of it is" if each > 1 else "", palette.DIM)
         self.query_one("#frames-summary", Static).update(text)
 
     def on_frame_map_moved(self) -> None:

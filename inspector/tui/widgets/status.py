@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from rich.text import Text
+from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
@@ -124,27 +126,31 @@ class Tabs(Widget):
         self.refresh()
 
     def render(self) -> Text:
-        """One line; narrow terminals get less space between."""
-        gap = "  " if self.size.width >= 90 else " "
+        """One line."""
         line = Text(no_wrap=True, end="")
-        for number, view in enumerate(ViewName, 1):
+        for view, key, name, gap in self._layout():
             here = view is self.view
             style = f"bold {palette.BACKGROUND} on {palette.ACCENT}" if here else palette.FOREGROUND
-            line.append(f" {number} ", style if here else palette.WARN)
-            line.append(f"{view.title()} ", style)
+            line.append(key, style if here else palette.WARN)
+            line.append(name, style)
             line.append(gap)
         return line
 
-    def on_click(self, event: object) -> None:
+    def on_click(self, event: events.Click) -> None:
         """Find the tab under the pointer."""
-        x = getattr(event, "x", 0)
-        gap = 2 if self.size.width >= 90 else 1
         at = 0
-        for view in ViewName:
-            at += 4 + len(view) + gap
-            if x < at:
+        for view, *parts in self._layout():
+            at += sum(map(len, parts))
+            if event.x < at:
                 self.post_message(self.Chosen(view))
                 return
+
+    def _layout(self) -> Iterator[tuple[ViewName, str, str, str]]:
+        """(view, key, name, gap) of each tab; where it is narrow only the one that is shown has its name."""
+        gap = "  " if self.size.width >= 90 else " "
+        for number, view in enumerate(ViewName, 1):
+            named = self.size.width >= 72 or view is self.view
+            yield view, f" {number} ", f"{view.title()} " if named else "", gap
 
 
 def _seconds(seconds: float) -> str:

@@ -1,0 +1,319 @@
+"""A hand-made guest for the screens, and the means to read a screen as a person does."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from textual.pilot import Pilot
+
+from inspector.arch import MAPPING, X86_64_4LEVEL, walk
+from inspector.errors import GuestDied, NoSuchFrame, NoSuchSymbol, NoSuchTask
+from inspector.guest import Cpu, FreeCounts, GuestInfo
+from inspector.kernel.frames import FrameState
+from inspector.kernel.pages import Page
+from inspector.kernel.vmas import Vma
+from inspector.kernel.zones import Watermarks, Zone
+from inspector.machine import Completed, CpuRegisters, RunState
+from inspector.memory import MappedRam, RamBlock
+from inspector.tui.app import InspectorApp
+from inspector.tui.density import FrameCounts, Resident
+from inspector.tui.places import Place
+from inspector.tui.source import CpuRow, Frames, Overview, PageView, Space, TaskRow, VmaRow, WalkView
+from inspector.units import MIB, Pfn, PhysAddr, VirtAddr
+
+PAGE = 4096
+ROOT = PhysAddr(0x1000)
+VA = VirtAddr(0x7F0000403123)
+"""Mapped by hand: PGD 254, PUD 0, PMD 2, PTE 3, offset 0x123, to physical 0x5123."""
+SYMBOLS = {"init_task": 0xFFFFFFFF81234000, "init_mm": 0xFFFFFFFF81235000, "jiffies": 0xFFFFFFFF81236000}
+
+INFO = GuestInfo(
+    name="lab",
+    release="6.1.0-test",
+    build_id="abcdef0123456789",
+    accel="TCG",
+    memory=16 * MIB,
+    cpus=1,
+    paging="x86-64 4-level",
+    kaslr_offset=0x2A00000,
+    page_table_isolation=False,
+    profile="cold",
+    attach_seconds=0.1,
+)
+
+
+def task(pid: int, name: str, **changes: Any) -> TaskRow:
+    """A task like any other."""
+    row = TaskRow(pid, pid, 0, name, "S", 0, 0, 1, False, 8 * MIB, 32 * MIB, 64 << 10)
+    return replace(row, **changes)
+
+
+def vma(start: int, end: int, flags: int, name: str) -> Vma:
+    """A VMA without a file."""
+    return Vma(VirtAddr(start), VirtAddr(end), flags, 0, (0, 0), 0, name, VirtAddr(0xFFFF888000001000))
+
+
+def zone(name: str, index: int, start: int, pages: int, free: int) -> Zone:
+    """A zone whose watermarks are 10, 20 and 30 pages."""
+    return Zone(
+        node=0, index=index, name=name, start_pfn=Pfn(start), spanned=pages, present=pages, managed=pages,
+        free=free, watermarks=Watermarks(10, 20, 30, 0), lowmem_reserve=(), free_by_order=(), per_cpu=(),
+        address=VirtAddr(0xFFFF888000002000),
+    )  # fmt: skip
+
+
+def states() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """4096 frames: 256 reserved, then free, but one of page cache at 0x777 and 512 anonymous from 0x800."""
+    frames = np.full(4096, FrameState.FREE, np.uint8)
+    frames[:256] = FrameState.RESERVED
+    frames[0x777] = FrameState.FILE
+    frames[0x800:0xA00] = FrameState.ANON
+    return frames
+
+
+def ram() -> MappedRam:
+    """Four tables that map one page."""
+    memory = bytearray(64 << 10)
+    for address, entry in (
+        (0x17F0, 0x2067), (0x2000, 0x3067), (0x3010, 0x4067), (0x4018, 0x8000000000005067)
+    ):  # fmt: skip
+        memory[address : address + 8] = entry.to_bytes(8, "little")
+    return MappedRam(memory, [RamBlock(PhysAddr(0), len(memory), 0)])
+
+
+@dataclass
+class FakeSource:
+    """A Source whose answers are known. Tests change its parts, make it slow, and kill it."""
+
+    rows: list[TaskRow] = field(
+        default_factory=lambda: [
+            task(1, "init", rss=4 * MIB),
+            task(2, "kthreadd", kernel_thread=True, rss=0, vsz=0, page_tables=0),
+            task(42, "worker", rss=12 * MIB, state="R", uid=1000),
+        ]
+    )
+    areas: list[Vma] = field(
+        default_factory=lambda: [
+            vma(0x400000, 0x402000, 0x5, "/bin/worker"),
+            vma(0x7F0000400000, 0x7F0000500000, 0x3, "[heap]"),
+            vma(0x7FFD00000000, 0x7FFD00021000, 0x3, "[stack]"),
+        ]
+    )
+    frame_states: Any = field(default_factory=states)
+    console_text: str = "login:"
+    run_state: RunState = field(default_factory=lambda: RunState("running", "running"))
+    gate: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    asked: list[str] = field(default_factory=list)
+    listeners: list[Callable[[str], None]] = field(default_factory=list)
+    dead: bool = False
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        self.gate.wait(30)
+        if self.dead:
+            raise GuestDied("the guest is gone: QEMU was killed by signal 9")
+        if self.error:
+            raise self.error
+
+    def state(self) -> RunState:
+        return self.run_state
+
+    def pause(self) -> None:
+        self.run_state = RunState("paused", "paused by user")
+
+    def resume(self) -> None:
+        self.run_state = RunState("running", "running")
+
+    def info(self) -> GuestInfo:
+        return INFO
+
+    def overview(self) -> Overview:
+        self._ask("overview")
+        registers = CpuRegisters(
+            cpu=0, rip=VirtAddr(SYMBOLS["init_task"]), rsp=VirtAddr(0), rflags=0, cr0=0, cr2=VirtAddr(0),
+            cr3=0, cr4=0, efer=0, gs_base=VirtAddr(0), kernel_gs_base=None, idt_base=VirtAddr(0), cpl=0,
+            halted=False,
+        )  # fmt: skip
+        cpu = Cpu(0, registers, ROOT, "kernel and user", 42, "worker")
+        counts = np.zeros((2, 11), np.int64)
+        counts[1, 3] = 7
+        return Overview(
+            info=INFO,
+            accel_reason="no KVM here",
+            cpus=(CpuRow(cpu, "do_idle+0x10"),),
+            zones=self._zones(),
+            free=(FreeCounts(0, "Normal", ("Unmovable", "Movable"), counts),),
+            usage=FrameCounts(self.frame_states, len(FrameState)).totals(),
+            page_size=PAGE,
+        )
+
+    def tasks(self, threads: bool) -> tuple[TaskRow, ...]:
+        self._ask("threads" if threads else "tasks")
+        extra = [task(43, "worker-thread", tgid=42)] if threads else []
+        return (*self.rows, *extra)
+
+    def space(self, pid: int) -> Space:
+        self._ask(f"space {pid}")
+        row = self._row(pid)
+        mappings = np.zeros(2, MAPPING)
+        mappings["va"], mappings["size"] = [0x400000, 0x7F0000403000], PAGE
+        areas = [] if row.kernel_thread else self.areas
+        rows = [VmaRow(area, PAGE if area.start in (0x400000, 0x7F0000400000) else 0, 0) for area in areas]
+        return Space(row, tuple(rows), Resident(mappings), ROOT, "x86-64 4-level", PAGE)
+
+    def walk(self, place: Place) -> WalkView:
+        self._ask(f"walk {place.va:#x}" if place.va is not None else "walk")
+        if place.pid is not None:
+            self._row(place.pid)
+        found = walk(ram(), X86_64_4LEVEL, ROOT, VA if place.va is None else place.va)
+        area = next((area for area in self.areas if area.start <= found.va < area.end), None)
+        whose = f"worker ({place.pid})" if place.pid is not None else "the kernel"
+        return WalkView(found, whose, "its root", place.pid, place.symbol, area if place.pid else None)
+
+    def frames(self) -> Frames:
+        self._ask("frames")
+        return Frames(FrameCounts(self.frame_states, len(FrameState)), self._zones(), PAGE)
+
+    def page(self, pfn: Pfn) -> PageView:
+        self._ask(f"page {pfn:#x}")
+        if pfn >= self.frame_states.size:
+            raise NoSuchFrame(f"PFN {pfn:#x} has no struct page")
+        page = Page(
+            pfn=pfn, address=VirtAddr(0xFFFFEA0000000000 + pfn * 64), flags=0x14,
+            flag_names=("uptodate", "lru"), refcount=3, mapcount=2, page_type=None,
+            mapping=VirtAddr(0xFFFF888000003000), mapping_kind="anon", index=0x77, private=0,
+            head=pfn, order=0, zone="Normal", node=0,
+        )  # fmt: skip
+        return PageView(
+            page=page,
+            state=int(self.frame_states[pfn]),
+            raw=bytes(range(64)),
+            contents=b"hello, page" + bytes(21),
+            direct_map=VirtAddr(0xFFFF888000000000 + pfn * PAGE),
+            zone=self._zones()[1],
+            around_first=Pfn(0),
+            around=self.frame_states[: pfn + 512],
+            page_size=PAGE,
+        )
+
+    def console(self, lines: int) -> str:
+        return self.console_text
+
+    def run(self, command: str) -> Completed:
+        return Completed(f"ran {command}".encode(), b"", 0, command)
+
+    def symbol(self, name: str) -> VirtAddr:
+        if name not in SYMBOLS:
+            raise NoSuchSymbol(f"the kernel has no symbol {name!r}")
+        return VirtAddr(SYMBOLS[name])
+
+    def complete(self, prefix: str, limit: int) -> list[str]:
+        return sorted(name for name in SYMBOLS if name.startswith(prefix))[:limit]
+
+    def on_death(self, listener: Callable[[str], None]) -> None:
+        self.listeners.append(listener)
+
+    def die(self) -> None:
+        """QEMU is gone: reads fail from now on, and whoever asked is told."""
+        self.dead = True
+        for listener in self.listeners:
+            listener("QEMU was killed by signal 9")
+
+    def _row(self, pid: int) -> TaskRow:
+        for row in self.rows:
+            if row.pid == pid:
+                return row
+        raise NoSuchTask(f"no task has PID {pid}")
+
+    @staticmethod
+    def _zones() -> tuple[Zone, ...]:
+        return zone("DMA", 0, 0, 1024, 700), zone("Normal", 2, 1024, 3072, 15)
+
+
+class Screen:
+    """An app under test: keys in, text out."""
+
+    def __init__(self, app: InspectorApp, pilot: Pilot[None]) -> None:
+        self.app = app
+        self.pilot = pilot
+
+    async def press(self, *keys: str) -> None:
+        """Press keys and let the app act on them."""
+        await self.pilot.press(*keys)
+
+    async def type(self, text: str) -> None:
+        """Type text, a key a character."""
+        await self.press(*(" " if c == " " else c for c in text))
+
+    async def shows(self, *wanted: str) -> str:
+        """Wait until the screen shows all of these; where it never does, fail with the screen."""
+        for _ in range(500):
+            text = self.text()
+            if all(each in text for each in wanted):
+                return text
+            await self.pilot.pause(0.02)
+        missing = [each for each in wanted if each not in self.text()]
+        raise AssertionError(f"the screen does not show {missing}:\n{self.text()}")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that shows nowhere."""
+        for _ in range(500):
+            if condition():
+                return
+            await self.pilot.pause(0.02)
+        raise AssertionError(f"it did not come to pass; the screen is:\n{self.text()}")
+
+    def text(self) -> str:
+        """The screen's characters, taken from its picture."""
+        svg = self.app.export_screenshot()
+        cell = 12.2  # the picture's units to a character
+        lines: dict[float, list[tuple[int, str]]] = {}
+        body = svg[svg.index('-matrix">') :]
+        for x, y, text in re.findall(
+            r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', body, re.S
+        ):
+            line = lines.setdefault(float(y), [])
+            line.append((round(float(x) / cell), html.unescape(text).replace("\xa0", " ").rstrip("\n")))
+        shown = []
+        for y in sorted(lines):
+            row = ""
+            for column, text in sorted(lines[y]):
+                row = row.ljust(column) + text
+            shown.append(row)
+        return "\n".join(shown)
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    """A guest of our own making."""
+    return FakeSource()
+
+
+@pytest.fixture
+def play(source: FakeSource) -> Callable[..., None]:
+    """Gives what runs a coroutine on an app over the fake guest, at a size of the terminal."""
+
+    def run(script: Callable[[Screen], Awaitable[None]], size: tuple[int, int] = (100, 30)) -> None:
+        async def main() -> None:
+            app = InspectorApp(source)
+            async with app.run_test(size=size) as pilot:
+                try:
+                    await script(Screen(app, pilot))
+                finally:
+                    source.gate.set()
+
+        asyncio.run(main())
+
+    return run
