@@ -63,6 +63,8 @@ class Strip:
 
     def ranges(self) -> NDArray[np.int64]:
         """The range that most of each cell shows; -1 for a hole."""
+        if not self.starts.size:
+            return np.full(self.cells, -1)
         middle = np.arange(self.cells) + 0.5
         index = np.searchsorted(self.left, middle, "right") - 1
         return np.where((index >= 0) & (middle < self.right[index]), index, -1)
