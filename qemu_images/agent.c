@@ -1,7 +1,7 @@
 /*
  * The in-guest end of the shell channel: runs commands that the host asks for over a serial line.
  *
- * Usage: agent /dev/ttyS1          (from init, as a daemon; serves for ever)
+ * Usage: agent /dev/ttyS1 [WINDOW]          (from init, as a daemon; serves for ever)
  *
  * Everything on the line, both ways, is a frame (little-endian):
  *
@@ -21,11 +21,21 @@
  *   PUT    u32 mode, path                    ACK s32: 0 or -errno
  *   DATA   bytes of the PUT's file           ACK s32; the host waits for it, so the tty's buffer never overflows
  *   DONE   (end of the PUT)                  ACK s32: the file is complete, under its name
- *                                            HELLO  at start: the agent's pid in decimal
+ *   WINDOW 16 bytes                          ACK s32; HELLO at start: the agent's pid in decimal
+ *   FREE   u32 slot
+ *   LOOK   u32 offset, u32 length            ACK s32: as DATA, the bytes are in the window
+ *                                            SHOWOUT, SHOWERR  u32 offset, u32 length: as STDOUT and STDERR
+ *
+ * The window is memory that both sides see: QEMU's ivshmem-plain device (docs/specs/ivshmem-spec), or the file WINDOW.
+ * A serial line of the emulated kind moves half a megabyte a second; what is large goes through the window instead and
+ * the line only says where. The host offers it with 16 bytes that it has written at WINDOW_IN: an agent that finds
+ * them there has the same memory, and acknowledges. Below WINDOW_IN are SLOTS slots for the way to the host, each in
+ * use until the host's FREE; from WINDOW_IN on, the host writes.
  *
  * Build: gcc -static -O2 -s -o agent agent.c
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -35,6 +45,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
@@ -42,8 +53,8 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { PING = 1, RUN, SPAWN, KILL, PUT, DATA, DONE };
-enum { HELLO = 64, PONG, STDOUT, STDERR, EXIT, SPAWNED, ACK };
+enum { PING = 1, RUN, SPAWN, KILL, PUT, DATA, DONE, WINDOW, FREE, LOOK };
+enum { HELLO = 64, PONG, STDOUT, STDERR, EXIT, SPAWNED, ACK, SHOWOUT, SHOWERR };
 
 #define VERSION 1
 #define HEADER 16
@@ -53,6 +64,12 @@ enum { HELLO = 64, PONG, STDOUT, STDERR, EXIT, SPAWNED, ACK };
 #define PATH_LIMIT 4096
 #define OUT_SIZE (1 << 18)
 #define OUT_RESERVE 8192     /* room kept for short answers while a command floods the line */
+#define SLOTS 8
+#define SLOT (512u << 10)
+#define WINDOW_IN (SLOTS * SLOT)
+#define WINDOW_SIZE (2 * WINDOW_IN)
+#define LET_FILL (64 << 10)
+#define WORTH_A_SLOT 2048    /* bytes; fewer are quicker on the line than a slot's two messages */
 
 struct request {             /* a RUN in progress */
 	uint32_t id;
@@ -77,6 +94,9 @@ static unsigned char out[OUT_SIZE];      /* out[out_start..out_end) waits for th
 static size_t out_start, out_end;
 static struct request requests[MAX_REQUESTS];
 static struct upload uploads[4];
+static const char *window_path;
+static unsigned char *window;            /* NULL: none, or not offered */
+static unsigned slots_used;              /* a bit a slot */
 
 static uint32_t fnv1a(const unsigned char *p, size_t n)
 {
@@ -107,6 +127,7 @@ static void open_tty(void)
 		tcsetattr(tty, TCSANOW, &t);
 	}
 	in_len = out_start = out_end = 0;
+	slots_used = 0;
 }
 
 static void flush_out(void)
@@ -223,6 +244,8 @@ static void run(uint32_t id, const char *command)
 		close(o[0]), close(e[0]);
 		goto fail;
 	}
+	if (window)
+		fcntl(o[0], F_SETPIPE_SZ, 1 << 20);
 	setpgid(r->pid, r->pid);                 /* a KILL may come before the child's own setsid */
 	fcntl(o[0], F_SETFL, O_NONBLOCK);
 	fcntl(e[0], F_SETFL, O_NONBLOCK);
@@ -245,17 +268,44 @@ static void spawn(uint32_t id, const char *command)
 	send_s32(SPAWNED, id, pid < 0 ? -errno : pid);
 }
 
-static int room_for_chunk(void) { return out_room() >= HEADER + CHUNK + OUT_RESERVE; }
+static int room_for_chunk(void)
+{
+	return out_room() >= HEADER + CHUNK + OUT_RESERVE && slots_used != (1u << SLOTS) - 1;
+}
+
+/* Put a large piece of output into a free slot and say so. Returns its size. */
+static int show_output(struct request *r, int which, size_t want)
+{
+	uint32_t slot = __builtin_ctz(~slots_used), where[2] = { slot * SLOT, 0 };
+	ssize_t n = read(r->fd[which], window + where[0], want < SLOT ? want : SLOT);
+
+	if (n <= 0)
+		return 0;
+	where[1] = n;
+	slots_used |= 1u << slot;
+	send_frame(which ? SHOWERR : SHOWOUT, r->id, where, sizeof where);
+	return n;
+}
 
 /* Pass on a chunk of what the pipe holds. Returns how much it was; 0: nothing now, or its end. */
 static int pass_output(struct request *r, int which)
 {
-	size_t want = r->ended && r->left[which] < CHUNK ? r->left[which] : CHUNK;
+	size_t want = r->ended ? (size_t)r->left[which] : SLOT;
+	int waiting = 0;
 	unsigned char *p;
 	ssize_t n;
 
 	if (!room_for_chunk())
 		return 0;
+	if (window && ioctl(r->fd[which], FIONREAD, &waiting) == 0 && waiting >= WORTH_A_SLOT) {
+		if (!r->ended && waiting < LET_FILL)
+			usleep(2000);            /* with a CPU to share, we would wake at the writer's every page */
+		n = show_output(r, which, want);
+		r->left[which] -= r->ended ? n : 0;
+		return n;
+	}
+	if (want > CHUNK)
+		want = CHUNK;
 	p = reserve(HEADER + CHUNK);
 	n = read(r->fd[which], p + HEADER, want);
 	if (n > 0) {
@@ -383,6 +433,81 @@ static int end_upload(uint32_t id)
 	return error;
 }
 
+/* ---- the window ---- */
+
+static int read_hex(const char *device, const char *name)
+{
+	char path[300], text[16] = "";
+	int fd;
+
+	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", device, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (read(fd, text, sizeof text - 1) < 0)
+			text[0] = 0;
+		close(fd);
+	}
+	return strtol(text, NULL, 16);
+}
+
+/* The ivshmem device's memory, its BAR 2, as a file of sysfs (Documentation/PCI/sysfs-pci.rst). */
+static const char *find_window(void)
+{
+	static char path[300];
+	struct dirent *entry;
+	DIR *devices = opendir("/sys/bus/pci/devices");
+	int found = 0;
+
+	while (devices && !found && (entry = readdir(devices)))
+		if (read_hex(entry->d_name, "vendor") == 0x1af4 && read_hex(entry->d_name, "device") == 0x1110) {
+			snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/enable", entry->d_name);
+			write_text(path, "1");
+			snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/resource2", entry->d_name);
+			found = 1;
+		}
+	if (devices)
+		closedir(devices);
+	return found ? path : NULL;
+}
+
+static int open_window(const unsigned char *proof, uint32_t n)
+{
+	const char *path = window_path ? window_path : find_window();
+	struct stat st;
+	void *map;
+	int fd;
+
+	if (window)
+		munmap(window, WINDOW_SIZE);
+	window = NULL;
+	if (!path || (fd = open(path, O_RDWR | O_CLOEXEC)) < 0)
+		return -ENODEV;
+	map = fstat(fd, &st) < 0 || st.st_size < (off_t)WINDOW_SIZE ? MAP_FAILED :
+	      mmap(NULL, WINDOW_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (map == MAP_FAILED)
+		return -ENOMEM;
+	if (n != 16 || memcmp((unsigned char *)map + WINDOW_IN, proof, n)) {
+		munmap(map, WINDOW_SIZE);
+		return -ESTALE;
+	}
+	window = map;
+	return 0;
+}
+
+static int upload_shown(uint32_t id, const unsigned char *p, uint32_t n)
+{
+	uint32_t offset, length;
+
+	if (n != 8 || !window)
+		return -EINVAL;
+	offset = get32(p);
+	length = get32(p + 4);
+	if (offset > WINDOW_SIZE || length > WINDOW_SIZE - offset)
+		return -EINVAL;
+	return upload_data(id, window + offset, length);
+}
+
 /* ---- the loop ---- */
 
 static void handle(int type, uint32_t id, unsigned char *p, uint32_t n)
@@ -413,6 +538,16 @@ static void handle(int type, uint32_t id, unsigned char *p, uint32_t n)
 		break;
 	case DONE:
 		send_s32(ACK, id, end_upload(id));
+		break;
+	case WINDOW:
+		send_s32(ACK, id, open_window(p, n));
+		break;
+	case FREE:
+		if (n == 4 && get32(p) < SLOTS)
+			slots_used &= ~(1u << get32(p));
+		break;
+	case LOOK:
+		send_s32(ACK, id, upload_shown(id, p, n));
 		break;
 	}
 }
@@ -494,11 +629,12 @@ int main(int argc, char **argv)
 {
 	sigset_t set;
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: agent /dev/ttyS1\n");
+	if (argc < 2 || argc > 3) {
+		fprintf(stderr, "usage: agent /dev/ttyS1 [WINDOW]\n");
 		return 2;
 	}
 	tty_path = argv[1];
+	window_path = argv[2];
 	setsid();
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);

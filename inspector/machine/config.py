@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.errors import BootError, UsageError
+from inspector.machine import window
 from inspector.machine.accel import Accel, AccelChoice
 from inspector.units import GIB, MIB, format_size
 
@@ -82,12 +83,13 @@ class Wiring:
     console_fd: int
     shell_fd: int
     qmp_fd: int
+    window_fd: int
     folder: Path
 
     @property
     def fds(self) -> tuple[int, ...]:
         """All that QEMU must inherit."""
-        return self.ram_fd, self.console_fd, self.shell_fd, self.qmp_fd
+        return self.ram_fd, self.console_fd, self.shell_fd, self.qmp_fd, self.window_fd
 
     @property
     def qmp_socket(self) -> Path:
@@ -114,23 +116,33 @@ def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+def _shared(name: str, size: int, fd: int) -> str:
+    """Guest memory that is an inherited file's."""
+    return f"memory-backend-file,id={name},size={size},mem-path=/proc/self/fd/{fd},share=on"
+
+
 def qemu_command(config: MachineConfig, accel: Accel, wiring: Wiring) -> list[str]:
     """QEMU's command line, from its program's name on (QEMU docs: system/invocation)."""
     cpu = ("host" if accel.name == "KVM" else "max") + f",la57={'on' if config.la57 else 'off'}"
-    backend = (
-        f"memory-backend-file,id=ram,size={config.memory},mem-path=/proc/self/fd/{wiring.ram_fd},share=on"
-    )
     return [
         f"qemu-system-{config.arch}",
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-name", "kmi", "-accel", accel.name.lower(), "-cpu", cpu, "-smp", str(config.cpus)),
-        *("-m", f"{config.memory}B", "-object", backend, "-machine", "q35,memory-backend=ram"),
+        *(
+            "-m",
+            f"{config.memory}B",
+            "-object",
+            _shared("ram", config.memory, wiring.ram_fd),
+            "-machine",
+            "q35,memory-backend=ram",
+        ),
         *("-chardev", f"socket,id=console,fd={wiring.console_fd}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=shell,fd={wiring.shell_fd}", "-serial", "chardev:shell"),
         *("-chardev", f"socket,id=qmp,fd={wiring.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
         *("-qmp", f"unix:{_escaped(wiring.qmp_socket)},server=on,wait=off"),
         *("-gdb", f"unix:{_escaped(wiring.gdb_socket)},server=on,wait=off"),
-        *("-device", "vmcoreinfo", "-device", "edu"),
+        *("-object", _shared("window", window.SIZE, wiring.window_fd)),
+        *("-device", "vmcoreinfo", "-device", "edu", "-device", "ivshmem-plain,memdev=window"),
         *("-kernel", str(config.kernel), "-initrd", str(config.initrd)),
         *("-append", kernel_cmdline(config)),
         *config.extra,

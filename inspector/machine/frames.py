@@ -25,6 +25,9 @@ class Kind(IntEnum):
     PUT = 5
     DATA = 6
     DONE = 7
+    WINDOW = 8
+    FREE = 9
+    LOOK = 10
     HELLO = 64
     PONG = 65
     STDOUT = 66
@@ -32,6 +35,8 @@ class Kind(IntEnum):
     EXIT = 68
     SPAWNED = 69
     ACK = 70
+    SHOWOUT = 71
+    SHOWERR = 72
 
 
 class Frame(NamedTuple):

@@ -55,7 +55,9 @@ class LocalMachine:
             self.ram_fd = self._process.ram_fd
             self.console = Console(self._process.console)
             self.control = RunControl(self._process.wiring.gdb_socket)
-            self.shell = Shell(self._process.shell, lambda: self.control.state().running)
+            self.shell = Shell(
+                self._process.shell, lambda: self.control.state().running, self._process.window
+            )
         except BaseException:
             self._process.close()
             raise

@@ -17,6 +17,7 @@ from inspector.machine import supervisor
 from inspector.machine.accel import Accel
 from inspector.machine.config import MachineConfig, Wiring, qemu_command
 from inspector.machine.folders import new_folder
+from inspector.machine.window import Window
 from inspector.units import printable
 
 _GRACE = 10.0
@@ -40,6 +41,7 @@ class QemuProcess:
         self._on_exit = on_exit
         self.ram_fd = os.memfd_create("kmi-ram")
         os.ftruncate(self.ram_fd, config.memory)
+        self.window = Window()
         self.folder, lock_fd = new_folder()
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
         self.console, self.shell, self.qmp = ours
@@ -47,7 +49,7 @@ class QemuProcess:
         status, status_end = os.pipe2(os.O_CLOEXEC)
         try:
             console, shell, qmp = (end.fileno() for end in theirs)
-            self.wiring = Wiring(self.ram_fd, console, shell, qmp, self.folder)
+            self.wiring = Wiring(self.ram_fd, console, shell, qmp, self.window.fd, self.folder)
             spec = {
                 "command": qemu_command(config, accel, self.wiring),
                 "fds": [*self.wiring.fds, lock_fd],
@@ -114,6 +116,7 @@ class QemuProcess:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+        self.window.close()
         if self.ram_fd >= 0:
             os.close(self.ram_fd)
             self.ram_fd = -1

@@ -14,6 +14,7 @@ from contextlib import suppress
 from inspector.errors import CommandTimeout, GuestDied, MachineError, UsageError
 from inspector.machine.frames import MAX_PAYLOAD, Decoder, Frame, Kind, encode
 from inspector.machine.model import Completed
+from inspector.machine.window import IN, SLOT, Window
 from inspector.units import MIB, format_size
 
 OUTPUT_LIMIT = 64 * MIB
@@ -45,11 +46,16 @@ class _Request:
 class Shell:
     """The host's end of the channel. `is_running()`: whether the guest's CPUs run."""
 
-    def __init__(self, channel: socket.socket, is_running: Callable[[], bool]) -> None:
+    def __init__(
+        self, channel: socket.socket, is_running: Callable[[], bool], window: Window | None = None
+    ) -> None:
         self._channel = channel
         # a stuck guest must not hang us: SO_SNDTIMEO bounds sends alone (socket(7))
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
         self._is_running = is_running
+        self._window = window
+        self._window_shared = False
+        self._showing = threading.Lock()
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._requests: dict[int, _Request] = {}
@@ -81,8 +87,14 @@ class Shell:
             if self.hello.is_set():  # init started it anew: what the first one ran has no one to report it
                 self._fail_requests(MachineError("the guest's agent was restarted while the command ran"))
             self.agent_pid = int(frame.payload) if frame.payload.isdigit() else 0
+            self._offer_window()
             self.hello.set()
             return
+        if frame.kind == Kind.ACK and frame.id == 0:
+            self._window_shared = frame.payload == bytes(4)
+            return
+        if frame.kind in (Kind.SHOWOUT, Kind.SHOWERR):
+            frame = self._look(frame)
         with self._lock:
             request = self._requests.get(frame.id)
         if request is None:  # given up on: its last frames still come
@@ -103,6 +115,23 @@ class Shell:
         elif frame.kind == Kind.PONG:
             request.payload = frame.payload
             request.done.set()
+
+    def _offer_window(self) -> None:
+        self._window_shared = False
+        if self._window:
+            with suppress(MachineError):
+                self._send(Kind.WINDOW, 0, self._window.prove())
+
+    def _look(self, frame: Frame) -> Frame:
+        """The output that the frame says is in the window, as if it had come over the line."""
+        data = b""
+        if self._window and len(frame.payload) == 8:
+            offset, length = struct.unpack("<II", frame.payload)
+            with suppress(ValueError):  # closed, or a guest that lies
+                data = self._window.take(offset, length)
+            with suppress(MachineError):
+                self._send(Kind.FREE, 0, struct.pack("<I", offset // SLOT))
+        return Frame(Kind.STDOUT if frame.kind == Kind.SHOWOUT else Kind.STDERR, frame.id, data)
 
     def fail(self, error: MachineError) -> None:
         """The channel is gone: every waiter, now and later, gets `error`; the first one stands."""
@@ -235,17 +264,23 @@ class Shell:
             raise UsageError(f"not an absolute path in the guest: {path!r}")
         self._await_running()
         number, request = self._begin()
-        pieces = (data[at : at + _PUT_CHUNK] for at in range(0, len(data), _PUT_CHUNK))
+
+        def ask(kind: Kind, payload: bytes = b"") -> None:
+            error = self._ask(request, number, kind, payload, timeout, f"put {path}")
+            if error:
+                reason = "no such folder" if -error == errno.ENOENT else os.strerror(-error)
+                raise MachineError(f"cannot write {path} in the guest: {reason}")
+
         try:
-            for kind, payload in (
-                (Kind.PUT, struct.pack("<I", mode) + name),
-                *((Kind.DATA, piece) for piece in pieces),
-                (Kind.DONE, b""),
-            ):
-                error = self._ask(request, number, kind, payload, timeout, f"put {path}")
-                if error:
-                    reason = "no such folder" if -error == errno.ENOENT else os.strerror(-error)
-                    raise MachineError(f"cannot write {path} in the guest: {reason}")
+            ask(Kind.PUT, struct.pack("<I", mode) + name)
+            if self._window and self._window_shared:
+                for at in range(0, len(data), IN):
+                    with self._showing:
+                        ask(Kind.LOOK, struct.pack("<II", *self._window.show(data[at : at + IN])))
+            else:
+                for at in range(0, len(data), _PUT_CHUNK):
+                    ask(Kind.DATA, data[at : at + _PUT_CHUNK])
+            ask(Kind.DONE)
         finally:
             self._end(number)
 

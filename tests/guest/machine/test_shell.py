@@ -53,21 +53,38 @@ def test_many_at_once(machine: LocalMachine) -> None:
     assert answers == [[str(i) for i in range(n, n + 2001)] for n in range(24)]
 
 
+def test_large_output_goes_through_the_window(machine: LocalMachine) -> None:
+    machine.shell.ping()
+    assert machine.shell._window_shared
+    machine.put(os.urandom(3_000_000), "/tmp/large")
+    sums = machine.run("md5sum < /tmp/large").stdout.split()[0]
+    assert hashlib.md5(machine.run("cat /tmp/large").stdout_bytes).hexdigest() == sums
+    assert hashlib.md5(machine.run("cat /tmp/large >&2").stderr_bytes).hexdigest() == sums
+    machine.run("rm /tmp/large")
+
+
 def test_a_quick_command_overtakes_a_flood(machine: LocalMachine) -> None:
     flood: list[int] = []
     thread = threading.Thread(
-        target=lambda: flood.append(len(machine.run("head -c 2000000 /dev/zero", timeout=120).stdout_bytes))
+        target=lambda: flood.append(len(machine.run("head -c 40000000 /dev/zero", timeout=120).stdout_bytes))
     )
     thread.start()
     assert machine.run("echo quick").stdout == "quick\n"
     assert not flood, "the flood was still on its way"
     thread.join(120)
-    assert flood == [2_000_000]
+    assert flood == [40_000_000]
+
+
+def test_more_than_the_limit_is_killed(machine: LocalMachine) -> None:
+    with pytest.raises(MachineError, match="wrote over 64 MiB and was killed"):
+        machine.run("yes", timeout=120)
+    assert machine.run("echo on").stdout == "on\n"
 
 
 def test_spawn_leaves_a_task(machine: LocalMachine) -> None:
     pid = machine.spawn("exec sleep 4343")
-    assert machine.run(f"cat /proc/{pid}/comm").stdout == "sleep\n"
+    named = f"for i in $(seq 100); do grep -qx sleep /proc/{pid}/comm && exit; usleep 20000; done; exit 1"
+    assert machine.run(named).returncode == 0, "busybox takes the name some time after it began"
     assert machine.run(f"readlink /proc/{pid}/fd/0").stdout == "/dev/null\n"
     stat = machine.run(f"cat /proc/{pid}/stat").stdout.split()
     assert stat[5] == str(pid), "its session is its own (proc_pid_stat(5))"

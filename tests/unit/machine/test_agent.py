@@ -17,6 +17,7 @@ import pytest
 
 from inspector.errors import CommandTimeout, MachineError
 from inspector.machine.shell import Shell
+from inspector.machine.window import Window
 
 SOURCE = Path(__file__).parents[3] / "qemu_images" / "agent.c"
 
@@ -35,13 +36,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Wire:
     """A socket joined to the terminal's master, as QEMU joins its chardev to the UART."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, window: Window | None, window_path: str = "") -> None:
         self.master, slave = pty.openpty()
         ours, self.theirs = socket.socketpair()
-        self.shell = Shell(ours, lambda: True)
+        self.shell = Shell(ours, lambda: True, window)
         threading.Thread(target=self._up, daemon=True).start()
         threading.Thread(target=self._down, daemon=True).start()
-        self.agent = subprocess.Popen([program, os.ttyname(slave)])
+        self.agent = subprocess.Popen([program, os.ttyname(slave), *filter(None, [window_path])])
         assert self.shell.hello.wait(20)
         os.close(slave)
 
@@ -63,11 +64,17 @@ class Wire:
         os.close(self.master)
 
 
-@pytest.fixture(scope="module")
-def wire(program: Path) -> Iterator[Wire]:
-    wire = Wire(program)
+@pytest.fixture(scope="module", params=["line", "window"])
+def wire(program: Path, request: pytest.FixtureRequest) -> Iterator[Wire]:
+    """Once with all bytes over the line, once with a file in place of the ivshmem device."""
+    window = Window() if request.param == "window" else None
+    wire = Wire(program, window, f"/proc/{os.getpid()}/fd/{window.fd}" if window else "")
+    wire.shell.ping()
+    assert wire.shell._window_shared == (window is not None)
     yield wire
     wire.end()
+    if window:
+        window.close()
 
 
 @pytest.fixture
@@ -138,8 +145,8 @@ def test_the_background_is_not_waited_for(shell: Shell) -> None:
 
 
 def test_a_writer_in_the_background_does_not_hold_the_exit_up(shell: Shell) -> None:
-    done = shell.run("yes & echo $! >&2; sleep 0.2", timeout=20)
-    assert done.returncode == 0, "yes ends by SIGPIPE once its reader is gone"
+    done = shell.run("while :; do echo y; done & sleep 0.2", timeout=20)
+    assert done.returncode == 0, "the writer ends by SIGPIPE once its reader is gone"
 
 
 def test_a_command_gets_a_clean_start(shell: Shell) -> None:
@@ -171,3 +178,17 @@ def test_stray_bytes_do_not_stop_it(wire: Wire) -> None:
 
 def test_ping_with_the_largest_payload(shell: Shell) -> None:
     assert shell.ping(os.urandom(65536), timeout=20) > 0
+
+
+def test_a_window_that_is_not_the_hosts_is_not_used(program: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(8 << 20))
+    window = Window()
+    wire = Wire(program, window, str(other))
+    try:
+        wire.shell.ping()
+        assert not wire.shell._window_shared
+        assert wire.shell.run("seq 1 20000").stdout_bytes == b"".join(b"%d\n" % n for n in range(1, 20001))
+    finally:
+        wire.end()
+        window.close()

@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> MachineConfig:
 
 @pytest.fixture
 def wiring(tmp_path: Path) -> Wiring:
-    return Wiring(ram_fd=10, console_fd=11, shell_fd=12, qmp_fd=13, folder=tmp_path)
+    return Wiring(ram_fd=10, console_fd=11, shell_fd=12, qmp_fd=13, window_fd=14, folder=tmp_path)
 
 
 def after(command: list[str], option: str) -> list[str]:
@@ -34,7 +34,8 @@ def after(command: list[str], option: str) -> list[str]:
 def test_ram_is_the_inherited_descriptor_shared(config: MachineConfig, wiring: Wiring) -> None:
     command = qemu_command(config, TCG, wiring)
     assert after(command, "-object") == [
-        "memory-backend-file,id=ram,size=536870912,mem-path=/proc/self/fd/10,share=on"
+        "memory-backend-file,id=ram,size=536870912,mem-path=/proc/self/fd/10,share=on",
+        "memory-backend-file,id=window,size=8388608,mem-path=/proc/self/fd/14,share=on",
     ]
     assert after(command, "-m") == ["536870912B"]
     assert after(command, "-machine") == ["q35,memory-backend=ram"]
@@ -42,7 +43,7 @@ def test_ram_is_the_inherited_descriptor_shared(config: MachineConfig, wiring: W
 
 def test_devices_and_no_defaults(config: MachineConfig, wiring: Wiring) -> None:
     command = qemu_command(config, TCG, wiring)
-    assert after(command, "-device") == ["vmcoreinfo", "edu"]
+    assert after(command, "-device") == ["vmcoreinfo", "edu", "ivshmem-plain,memdev=window"]
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(command)
 
 
@@ -87,7 +88,7 @@ def test_what_the_user_adds_comes_last(config: MachineConfig, wiring: Wiring) ->
 
 
 def test_every_descriptor_is_inherited(wiring: Wiring) -> None:
-    assert set(wiring.fds) == {10, 11, 12, 13}
+    assert set(wiring.fds) == {10, 11, 12, 13, 14}
 
 
 @pytest.mark.parametrize(

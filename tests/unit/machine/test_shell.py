@@ -14,6 +14,7 @@ from inspector.errors import CommandTimeout, GuestDied, MachineError, UsageError
 from inspector.machine import shell as shell_module
 from inspector.machine.frames import Decoder, Frame, Kind, encode
 from inspector.machine.shell import Shell
+from inspector.machine.window import Window
 
 Reply = Callable[["Agent", Frame], None]
 
@@ -45,10 +46,10 @@ class Agent:
 class Channel:
     """A Shell and its scripted agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: Window | None = None) -> None:
         self.running = True
         ours, self.theirs = socket.socketpair()
-        self.shell = Shell(ours, lambda: self.running)
+        self.shell = Shell(ours, lambda: self.running, window)
 
     def agent(self, reply: Reply) -> Agent:
         agent = Agent(self.theirs, reply)
@@ -260,3 +261,21 @@ def test_paths_that_make_no_sense(channel: Channel, path: str) -> None:
     channel.agent(silent)
     with pytest.raises(UsageError):
         channel.shell.put(b"", path)
+
+
+@pytest.mark.parametrize(
+    "where", [(1 << 31, 10), (4 << 20, 1), (0, (512 << 10) + 1), (0xFFFFFFFF, 0xFFFFFFFF)]
+)
+def test_a_guest_that_lies_about_the_window_gives_nothing(where: tuple[int, int]) -> None:
+    def reply(agent: Agent, frame: Frame) -> None:
+        if frame.kind == Kind.RUN:
+            agent.send(Kind.SHOWOUT, frame.id, struct.pack("<II", *where))
+            agent.send(Kind.STDOUT, frame.id, b"honest")
+            agent.exit(frame.id, 0)
+
+    window = Window()
+    channel = Channel(window)
+    channel.agent(reply)
+    assert channel.shell.run("true").stdout == "honest"
+    channel.theirs.close()
+    window.close()
