@@ -70,16 +70,20 @@ def mirrors() -> list[Mirror]:
     return [Mirror(*pair) for pair in dict.fromkeys(found)]
 
 
-def sources(suites: Sequence[str], known: Sequence[Mirror], keyring: Path = KEYRING) -> str:
+def sources(
+    suites: Sequence[str], known: Sequence[Mirror], keyring: Path = KEYRING, *, expired: bool = False
+) -> str:
     """A sources.list for these suites, at the mirrors that the machine uses. Raises ImageError.
 
     A suite that the machine does not use is looked for where it takes its other suites of that kind from.
+    `expired` takes lists that are past their Valid-Until.
     """
-    signed = f" signed-by={keyring}" if keyring.exists() else ""
-    return "".join(
-        f"deb [arch=amd64 target=Packages{signed}] {_mirror_of(suite, known)} {suite} main\n"
-        for suite in suites
-    )
+    options = "arch=amd64 target=Packages"
+    if keyring.exists():
+        options += f" signed-by={keyring}"
+    if expired:
+        options += " check-valid-until=no"
+    return "".join(f"deb [{options}] {_mirror_of(suite, known)} {suite} main\n" for suite in suites)
 
 
 def _mirror_of(suite: str, known: Sequence[Mirror]) -> str:
@@ -102,9 +106,10 @@ def _mirror_of(suite: str, known: Sequence[Mirror]) -> str:
 class Apt:
     """Apt with its state in a private folder, for a set of suites."""
 
-    def __init__(self, suites: Sequence[str], state: Path | None = None) -> None:
+    def __init__(self, suites: Sequence[str], state: Path | None = None, *, expired: bool = False) -> None:
         self.state = state or cache_dir() / "apt" / "+".join(suites)
         self._suites = suites
+        self._expired = expired
 
     @contextmanager
     def updated(self, reporter: Reporter) -> Iterator[Apt]:
@@ -113,7 +118,7 @@ class Apt:
             (self.state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
             require_space(self.state, _LISTS_SIZE)
             (self.state / "apt.conf").write_text(_CONF.format(state=self.state))
-            (self.state / "sources.list").write_text(sources(self._suites, mirrors()))
+            (self.state / "sources.list").write_text(sources(self._suites, mirrors(), expired=self._expired))
             with reporter.task("Reading the lists of packages", 100, "%") as progress:
                 self._apt(["apt-get", "update", "--error-on=any"], progress.update)
             yield self

@@ -96,7 +96,7 @@ def fetch_debug_vmlinux(kernel: KernelFiles, reporter: Reporter = SILENT) -> Pat
     with locked(place, reporter), scratch(place) as folder:
         if place.is_file():
             return place
-        with Apt(manifest().entry(kernel.name).suites).updated(reporter) as apt:
+        with _apt(manifest().entry(kernel.name)).updated(reporter) as apt:
             try:
                 package = apt.show(f"linux-image-{kernel.release}-dbg", kernel.version)
             except ImageError as error:
@@ -127,50 +127,60 @@ def _cached(place: Path) -> KernelFiles | None:
     )
 
 
+def _apt(entry: KernelEntry) -> Apt:
+    return Apt(entry.suites, expired=entry.expired)
+
+
 def _fetch(entry: KernelEntry, place: Path, have: KernelFiles | None, reporter: Reporter) -> KernelFiles:
     with scratch(place) as folder:
-        with Apt(entry.suites).updated(reporter) as apt:
+        with _apt(entry).updated(reporter) as apt:
             meta = apt.show(entry.package)
             name = next((d for d in meta.depends if d.startswith("linux-image-")), entry.package)
-            package = apt.show(name)
-            if have and have.version == package.version:
+            release = name.removeprefix("linux-image-")
+            image = apt.show(name)
+            if have and have.version == image.version:
                 return have
-            require_space(folder, package.download_size + package.installed_size // 4)
-            deb = apt.download(package, folder, reporter)
-        release = name.removeprefix("linux-image-")
-        made = _arrange(deb, release, package, folder, reporter)
-        install(made, place)
+            # Debian 7.2 is split: the image only depends on linux-{base,binary,modules}-RELEASE.
+            parts = [apt.show(d) for d in image.depends if d.endswith(f"-{release}")] or [image]
+            require_space(folder, sum(p.download_size + p.installed_size // 4 for p in parts))
+            debs = [apt.download(part, folder, reporter) for part in parts]
+        for deb, part in zip(debs, parts, strict=True):
+            _unpack(deb, _wanted(release), folder, part, reporter)
+        install(_arrange(release, image.version, folder), place)
     kernel = _cached(place)
     assert kernel
     return kernel
 
 
-def _arrange(deb: Path, release: str, package: Package, folder: Path, reporter: Reporter) -> Path:
-    """Unpack what we want of a kernel package, and lay it out as the cache has it."""
-    unpack = manifest().unpack
-    _unpack(
-        deb,
-        (
-            f"boot/vmlinuz-{release}",
-            f"boot/config-{release}",
-            *(f"{usr}lib/modules/{release}/kernel/{part}" for usr in ("", "usr/") for part in unpack),
-        ),
-        folder,
-        package,
-        reporter,
+def _wanted(release: str) -> tuple[str, ...]:
+    """What of a kernel's packages is unpacked."""
+    modules = [f"{usr}lib/modules/{release}" for usr in ("", "usr/")]
+    return (
+        f"boot/vmlinuz-{release}",
+        f"boot/config-{release}",
+        *(f"{folder}/{file}" for folder in modules for file in ("vmlinuz", "config")),
+        *(f"{folder}/kernel/{part}" for folder in modules for part in manifest().unpack),
     )
+
+
+def _arrange(release: str, version: str, folder: Path) -> Path:
+    """Lay out what was unpacked as the cache has it. Raises ImageError where no kernel is among it."""
     made = folder / "kernel"
     made.mkdir()
     for lib in (folder / "lib", folder / "usr" / "lib"):
         if (lib / "modules" / release).is_dir():
             (lib / "modules" / release).rename(made / "modules")
-    (folder / "boot" / f"vmlinuz-{release}").rename(made / "vmlinuz")
-    (folder / "boot" / f"config-{release}").rename(made / "config")
+    for file in ("vmlinuz", "config"):  # in /boot, or beside the modules where the packages are split
+        places = (folder / "boot" / f"{file}-{release}", made / "modules" / file)
+        found = next((place for place in places if place.is_file()), None)
+        if not found:
+            raise ImageError(f"the packages of Linux {release} {version} hold no {file}")
+        found.rename(made / file)
     kernel_file.check(made / "vmlinuz")
     about = {
         "release": release,
-        "version": package.version,
-        "unpacked": list(unpack),
+        "version": version,
+        "unpacked": list(manifest().unpack),
         "image_size": file_size(made / "vmlinuz"),
     }
     (made / "kernel.json").write_text(json.dumps(about))

@@ -19,6 +19,8 @@ class KernelEntry:
     package: str
     """The distribution's meta-package, whose newest version depends on the kernel's package."""
     suites: tuple[str, ...]
+    expired: bool = False
+    """Whether lists past their Valid-Until are taken: mirrors keep suites that nobody signs any more."""
     default: bool = False
 
 
@@ -60,7 +62,12 @@ def manifest() -> Manifest:
         modules = data.pop("modules")
         kernels = {
             name: KernelEntry(
-                name, row["title"], row["package"], tuple(row["suites"]), row.get("default", False)
+                name,
+                row["title"],
+                row["package"],
+                tuple(row["suites"]),
+                row.get("expired", False),
+                row.get("default", False),
             )
             for name, row in data.items()
         }

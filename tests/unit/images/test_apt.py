@@ -76,6 +76,11 @@ def test_the_keyring_of_the_machine(tmp_path: Path) -> None:
     assert f"signed-by={keyring}]" in sources(["bookworm"], MACHINE, keyring)
 
 
+def test_lists_past_their_valid_until_only_where_told() -> None:
+    assert "check-valid-until" not in sources(["sid"], MACHINE)
+    assert "check-valid-until=no]" in sources(["sid"], MACHINE, expired=True)
+
+
 def test_progress_is_apts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(
         tmp_path,

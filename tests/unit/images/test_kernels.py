@@ -19,10 +19,11 @@ from inspector.progress import SILENT, Progress, Silent
 RELEASE = "6.1.0-9-amd64"
 META = "linux-image-amd64"
 IMAGE = f"linux-image-{RELEASE}"
+SPLIT = "7.2.1-amd64"
 
 
 class Repository:
-    """An apt repository in a folder: component main of bookworm and bookworm-security."""
+    """An apt repository in a folder: component main of a few suites that all hold the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +50,8 @@ class Repository:
         self._publish()
 
     def _publish(self) -> None:
-        for suite, text in (("bookworm", "\n".join(self._stanzas)), ("bookworm-security", "")):
+        listed = "\n".join(self._stanzas)
+        for suite, text in (("bookworm", listed), ("bookworm-security", ""), ("sid", listed)):
             index = self.folder / "dists" / suite / "main" / "binary-amd64" / "Packages"
             index.parent.mkdir(parents=True, exist_ok=True)
             index.write_text(text)
@@ -80,11 +82,11 @@ def repository(
     need("apt-get")
     made = Repository(tmp_path / "repository")
     uri = f"file:{made.folder}/"
-    monkeypatch.setattr(apt, "mirrors", lambda: [Mirror(uri, "bookworm"), Mirror(uri, "bookworm-security")])
+    monkeypatch.setattr(apt, "mirrors", lambda: [Mirror(uri, s) for s in ("bookworm", "bookworm-security")])
     honest = apt.sources
 
-    def trusting(suites: Sequence[str], known: Sequence[Mirror]) -> str:
-        return honest(suites, known, Path("/nowhere")).replace("[", "[trusted=yes ")
+    def trusting(suites: Sequence[str], known: Sequence[Mirror], *, expired: bool) -> str:
+        return honest(suites, known, Path("/nowhere"), expired=expired).replace("[", "[trusted=yes ")
 
     monkeypatch.setattr(apt, "sources", trusting)
     made.add(IMAGE, "6.1.9-1", kernel_package(bzimage))
@@ -124,6 +126,47 @@ def test_refresh_takes_a_newer_one(repository: Repository, bzimage: bytes) -> No
     second = fetch_kernel("debian-6.1", refresh=True)
     assert second.version == "6.1.9-2"
     assert second.bzimage.read_bytes().endswith(b"newer")
+
+
+def split_packages(image: bytes) -> dict[str, dict[str, bytes]]:
+    """The packages among which newer kernels are split, and what they hold."""
+    modules = f"usr/lib/modules/{SPLIT}"
+    return {
+        f"linux-base-{SPLIT}": {f"{modules}/config": b"CONFIG_X86_64=y\n", f"{modules}/System.map": b"-"},
+        f"linux-binary-{SPLIT}": {f"{modules}/vmlinuz": image},
+        f"linux-modules-{SPLIT}": {
+            f"{modules}/kernel/mm/zsmalloc.ko.xz": b"zsmalloc",
+            f"{modules}/kernel/drivers/net/big.ko.xz": b"not wanted",
+        },
+    }
+
+
+def test_a_kernel_split_among_packages(cache: Path, repository: Repository, bzimage: bytes) -> None:
+    packages = split_packages(bzimage)
+    for name, files in packages.items():
+        repository.add(name, "7.2.1-1", files, "kmod")
+    repository.add(f"linux-image-{SPLIT}", "7.2.1-1", {}, f"dracut | other, {', '.join(packages)}")
+    repository.add(META, "7.2.1-1", {}, f"linux-base-amd64 (= 7.2.1-1), linux-image-{SPLIT} (= 7.2.1-1)")
+    kernel = fetch_kernel("debian-7.2")
+    assert (kernel.release, kernel.version) == (SPLIT, "7.2.1-1")
+    assert kernel.bzimage.read_bytes() == bzimage
+    assert kernel.config
+    assert kernel.config.read_text() == "CONFIG_X86_64=y\n"
+    assert kernel.modules_dir
+    found = [str(p.relative_to(kernel.modules_dir)) for p in kernel.modules_dir.rglob("*") if p.is_file()]
+    assert found == ["kernel/mm/zsmalloc.ko.xz"]
+    assert fetch_kernel("debian-7.2", refresh=True) == kernel
+    assert not list(cache.rglob("*.deb"))
+
+
+def test_packages_that_hold_no_kernel(repository: Repository) -> None:
+    for name in split_packages(b""):
+        repository.add(name, "7.2.1-1", {})
+    parts = ", ".join(split_packages(b""))
+    repository.add(f"linux-image-{SPLIT}", "7.2.1-1", {}, parts)
+    repository.add(META, "7.2.1-1", {}, f"linux-image-{SPLIT}")
+    with pytest.raises(ImageError, match=r"7\.2\.1-amd64 7\.2\.1-1 hold no vmlinuz"):
+        fetch_kernel("debian-7.2")
 
 
 @pytest.mark.parametrize("damage", ["vmlinuz", "kernel.json"])

@@ -13,7 +13,9 @@ from inspector.images import manifest as module
 
 def test_the_promised_names() -> None:
     assert default_kernel() == "debian-6.1"
-    assert {"debian-6.1", "debian-6.12"} <= set(module.manifest().kernels)
+    generations = {"debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2"}
+    flavours = {f"debian-{version}-{flavour}" for version in ("6.1", "6.12") for flavour in ("cloud", "rt")}
+    assert generations | flavours <= set(module.manifest().kernels)
     assert [entry.default for entry in module.manifest().kernels.values()].count(True) == 1
 
 
