@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,6 +116,22 @@ def test_a_cached_kernel_needs_nothing(repository: Repository) -> None:
     first = fetch_kernel("debian-6.1")
     shutil.rmtree(repository.folder)
     assert fetch_kernel("debian-6.1") == first
+
+
+def test_two_that_fetch_at_once_fetch_it_once(repository: Repository) -> None:
+    titles: list[str] = []
+
+    class Listener(Silent):
+        @contextmanager
+        def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
+            titles.append(title)
+            with super().task(title) as progress:
+                yield progress
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: fetch_kernel("debian-6.1", Listener()), range(2))
+    assert first == second
+    assert len([title for title in titles if title.startswith("Fetching")]) == 1
 
 
 def test_refresh_takes_a_newer_one(repository: Repository, bzimage: bytes) -> None:
