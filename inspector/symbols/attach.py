@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from inspector.arch import AddressSpace
-from inspector.errors import BadFormat, NoSuchSymbol, OutsideRam, PageFault
+from inspector.errors import BadFormat, CorruptGuest, NoSuchSymbol, OutsideRam, PageFault
 from inspector.memory import PhysicalMemory
 from inspector.symbols import profile as profiles
 from inspector.symbols.btf import Btf
+from inspector.symbols.finder import find_tables
 from inspector.symbols.kallsyms import KallsymsTables, read_kallsyms
 from inspector.symbols.kernel import Kernel
 from inspector.symbols.locate import CpuState, KernelLocation, locate
@@ -18,6 +19,7 @@ from inspector.symbols.modules import KernelTypes
 from inspector.symbols.profile import Profile
 from inspector.symbols.table import SymbolTable
 from inspector.symbols.types import TypeTable
+from inspector.units import printable
 
 
 def attach(
@@ -88,16 +90,27 @@ def _locate(memory: PhysicalMemory, cpus: CpuState | Sequence[CpuState]) -> Kern
 
 def _kallsyms(place: KernelLocation, space: AddressSpace) -> SymbolTable:
     info = place.vmcoreinfo
+    failure: BadFormat | None = None
     try:
-        tables = KallsymsTables.from_vmcoreinfo(info)
-        arrays = read_kallsyms(space, tables, ("_stext", info.symbol("_stext")), info.kaslr_offset)
-    except NoSuchSymbol as error:
-        raise BadFormat(
-            f"{info.osrelease} does not say where its kallsyms are (kernels from 6.0 do); give its vmlinux"
-        ) from error
-    except (PageFault, OutsideRam) as error:
+        for tables in _tables(place, space):
+            try:
+                arrays = read_kallsyms(space, tables, ("_stext", info.symbol("_stext")), info.kaslr_offset)
+                return SymbolTable(arrays, info.kaslr_offset)
+            except BadFormat as error:
+                failure = error
+    except (PageFault, OutsideRam, CorruptGuest, NoSuchSymbol) as error:
         raise BadFormat(f"the kernel's kallsyms cannot be read: {error}") from error
-    return SymbolTable(arrays, info.kaslr_offset)
+    raise failure or BadFormat(f"no kallsyms found in {printable(info.osrelease)}; give its vmlinux")
+
+
+def _tables(place: KernelLocation, space: AddressSpace) -> Iterator[KallsymsTables]:
+    """Where VMCOREINFO has kallsyms' tables, or before 6.0 what looks like them."""
+    try:
+        named = KallsymsTables.from_vmcoreinfo(place.vmcoreinfo)
+    except NoSuchSymbol:
+        yield from find_tables(space, place.image_start, place.image_end)
+    else:
+        yield named
 
 
 def _btf(symbols: SymbolTable, space: AddressSpace) -> Btf:

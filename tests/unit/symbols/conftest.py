@@ -141,6 +141,16 @@ class KallsymsBuilder:
         return struct.pack(f"<{len(self.symbols)}i", *offsets)
 
     @property
+    def markers(self) -> bytes:
+        """Where each 256th name begins; its length is taken for a byte, as before 6.1."""
+        places, at, names = [], 0, self.names
+        for number in range(len(self.symbols)):
+            if number % 256 == 0:
+                places.append(at)
+            at += names[at] + 1
+        return struct.pack(f"<{len(places)}I", *places)
+
+    @property
     def addresses(self) -> bytes:
         return struct.pack(f"<{len(self.symbols)}Q", *(address for _, _, address in self.symbols))
 
@@ -170,6 +180,7 @@ class TinyKernel:
 
     slide: int = 0x1A0_0000
     encoding: str = "absolute_percpu"
+    unnamed: bool = False  # VMCOREINFO does not say where kallsyms' tables are, as before 6.0
     build_id: str = "00112233445566778899aabbccddeeff00112233"
     btf: BtfBuilder = field(default_factory=BtfBuilder)
     symbols: list[tuple[str, str, int]] = field(default_factory=list)
@@ -184,6 +195,7 @@ class TinyKernel:
         self._cursor = self.data + 0x1000
         self._next = 0x8000
         self.info_extra = ""
+        self.tables_at = 0, 0
 
     @property
     def per_cpu(self) -> int:
@@ -240,6 +252,20 @@ class TinyKernel:
             ("__stop_BTF", "R", start + len(btf)),
         ]
         tables = KallsymsBuilder(sorted(builtin + self.symbols, key=lambda row: row[2]))
+        lines = self._place_unnamed(tables) if self.unnamed else self._place_named(tables)
+        lines |= {"_stext": self.image, "swapper_pg_dir": self.data}
+        text = f"OSRELEASE=6.1.0-tiny\nBUILD-ID={self.build_id}\nPAGESIZE=4096\n"
+        text += "".join(f"SYMBOL({name})={address:x}\n" for name, address in lines.items())
+        text += f"KERNELOFFSET={self.slide:x}\n{self.info_extra}"
+        self.ram[INFO_PHYS : INFO_PHYS + 4096] = text.encode().ljust(4096, b"\0")
+        self.place(struct.pack("<Q", DIRECT_MAP + INFO_PHYS))
+        self.ram[self.va_to_pa(self.data) : self.va_to_pa(self.data) + 4096] = self.ram[
+            self.ROOT : self.ROOT + 4096
+        ]
+        return self
+
+    def _place_named(self, tables: KallsymsBuilder) -> dict[str, int]:
+        """Kallsyms' tables anywhere, and the lines that say where."""
         lines = {
             "kallsyms_num_syms": self.place(tables.num_syms),
             "kallsyms_names": self.place(tables.names),
@@ -254,16 +280,18 @@ class TinyKernel:
         else:
             lines["kallsyms_offsets"] = self.place(getattr(tables, self.encoding)(self.image))
             lines["kallsyms_relative_base"] = self.place(struct.pack("<Q", self.image))
-        lines |= {"_stext": self.image, "swapper_pg_dir": self.data}
-        text = f"OSRELEASE=6.1.0-tiny\nBUILD-ID={self.build_id}\nPAGESIZE=4096\n"
-        text += "".join(f"SYMBOL({name})={address:x}\n" for name, address in lines.items())
-        text += f"KERNELOFFSET={self.slide:x}\n{self.info_extra}"
-        self.ram[INFO_PHYS : INFO_PHYS + 4096] = text.encode().ljust(4096, b"\0")
-        self.place(struct.pack("<Q", DIRECT_MAP + INFO_PHYS))
-        self.ram[self.va_to_pa(self.data) : self.va_to_pa(self.data) + 4096] = self.ram[
-            self.ROOT : self.ROOT + 4096
-        ]
-        return self
+        return lines
+
+    def _place_unnamed(self, tables: KallsymsBuilder) -> dict[str, int]:
+        """The tables in the order of 4.20 to 6.1, aligned to 8 bytes, and no line about them."""
+        parts = [tables.num_syms, tables.names, tables.markers, tables.token_table, tables.token_index]
+        if self.encoding == "addresses":
+            parts.insert(0, tables.addresses)
+        else:
+            parts[:0] = [getattr(tables, self.encoding)(self.image), struct.pack("<Q", self.image)]
+        blob = b"".join(part + bytes(-len(part) % 8) for part in parts)
+        self.tables_at = self.place(blob), len(blob)
+        return {}
 
     @property
     def memory(self) -> MappedRam:

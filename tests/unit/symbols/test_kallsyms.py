@@ -65,16 +65,6 @@ def test_the_encoding_must_agree_with_stext(tiny_kernel: type[TinyKernel]) -> No
         attach(kernel.memory, kernel.cpu)
 
 
-def test_a_kernel_that_does_not_name_its_tables(tiny_kernel: type[TinyKernel]) -> None:
-    kernel = build(tiny_kernel, "relative").build()
-    at = kernel.ram.index(b"kallsyms_names")
-    kernel.ram[at : at + 8] = b"KALLSYMS"
-    with pytest.raises(
-        BadFormat, match=r"6\.1\.0-tiny does not say where its kallsyms are .*; give its vmlinux"
-    ):
-        attach(kernel.memory, kernel.cpu)
-
-
 @example(changes=[(0, 12)])
 @settings(deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), min_size=1, max_size=8))
