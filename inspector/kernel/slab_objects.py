@@ -184,7 +184,7 @@ class _Slabs:
         """Follow one freelist in each given slab, from its first object on.
 
         Gives the slab row and the index of every object on them, and which lists break: a pointer that leaves
-        the slab's objects, or a loop. Every object's pointer is read, then each round doubles how far it sees.
+        the slab's objects, or a loop. All pointers are read, then each round doubles how far it sees.
         """
         cache = self.rows["cache"][row]
         counts = self.rows["objects"][row].astype(np.int64)

@@ -43,6 +43,7 @@ _MAX_NODES = 1 << 10  # CONFIG_NODES_SHIFT is 10 at most
 _NAME = 64
 _OO_SHIFT = 16  # mm/slub.c: an order above, a number of objects below
 _MAX_ORDER = 20
+_NEVER_MERGED = 1 << 31  # a negative refcount, without its sign
 # Macros of include/linux/slab.h and mm/slub.c before cc61eb851c9a (6.9) made them the enum _slab_flag_bits.
 _FLAGS = {
     0x00000100: "CONSISTENCY_CHECKS",
@@ -265,7 +266,7 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
             align=values["align"][index],
             objects_per_slab=int(caches.objects_per_slab[index]),
             order=int(caches.order[index]),
-            aliases=max(values["refcount"][index] - 1, 0),
+            aliases=max(values["refcount"][index] - 1, 0) if values["refcount"][index] < _NEVER_MERGED else 0,
             flags=values["flags"][index],
             flag_names=tuple(text for bit, text in names.items() if values["flags"][index] & bit),
             ctor=_function(kernel, VirtAddr(values["ctor"][index])),
