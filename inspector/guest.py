@@ -19,6 +19,7 @@ from inspector.errors import MachineError, UsageError
 from inspector.kernel import buddy, cpus, frames, pages, tasks, zones
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pages import Page
+from inspector.kernel.rmap import Alias, ReverseMap
 from inspector.kernel.tasks import Task
 from inspector.kernel.zones import Zone
 from inspector.machine import Completed, CpuRegisters, Machine, MachineConfig, RunState
@@ -302,6 +303,15 @@ class Guest:
         """A row a PFN for all of memory, as kernel.frames.FRAME."""
         with self.still():
             return frames.frames(self.kernel)
+
+    def reverse_map(self) -> ReverseMap:
+        """Who maps each frame, from the page tables of every task and the kernel. Raises CorruptGuest."""
+        with self.still():
+            return ReverseMap.build(self.kernel)
+
+    def mapped_by(self, pfn: Pfn) -> list[Alias]:
+        """Every virtual address of a frame, tasks' and the kernel's; reverse_map() answers for many."""
+        return self.reverse_map().of(pfn)
 
 
 def boot(
