@@ -156,9 +156,9 @@ class DeathDialog(ModalScreen[None]):
     DeathDialog { align: center middle; background: $background 60%; }
     DeathDialog > Vertical {
         width: 90%; max-width: 110; height: auto; max-height: 90%; padding: 1 2;
-        background: $surface; border: heavy $error; border-title-color: $error;
+        background: $surface; border: heavy $error; border-title-color: $error; border-subtitle-color: $accent;
     }
-    DeathDialog Static { height: auto; }
+    DeathDialog Static { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     def __init__(self, why: str, tail: str) -> None:
@@ -167,17 +167,14 @@ class DeathDialog(ModalScreen[None]):
         self._tail = tail
 
     def compose(self) -> ComposeResult:
-        """Reason, console, keys."""
+        """Reason and console; the keys are on the border, where nothing pushes them out."""
         with Vertical() as box:
             box.border_title = "The guest is gone"
-            text = Text(self._why + "\n", style=f"bold {palette.FOREGROUND}")
+            box.border_subtitle = "q to quit, Esc to look at what was read last"
+            text = Text(self._why, style=f"bold {palette.FOREGROUND}")
             if self._tail.strip():
-                text.append("\nIts console said last:\n", palette.DIM)
-                text.append(self._tail.rstrip() + "\n", palette.FOREGROUND)
-            text.append("\nq", f"bold {palette.WARN}")
-            text.append(" to quit, ", palette.DIM)
-            text.append("Esc", f"bold {palette.WARN}")
-            text.append(" to look at what was read last", palette.DIM)
+                text.append("\n\nIts console said last:\n", palette.DIM)
+                text.append(self._tail.rstrip(), palette.FOREGROUND)
             yield Static(text)
 
 

@@ -26,7 +26,17 @@ from inspector.memory import MappedRam, RamBlock
 from inspector.tui.app import InspectorApp
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
-from inspector.tui.source import CpuRow, Frames, Overview, PageView, Space, TaskRow, VmaRow, WalkView
+from inspector.tui.source import (
+    CpuRow,
+    Frames,
+    Overview,
+    PageView,
+    Source,
+    Space,
+    TaskRow,
+    VmaRow,
+    WalkView,
+)
 from inspector.units import MIB, Pfn, PhysAddr, VirtAddr
 
 PAGE = 4096
@@ -306,14 +316,28 @@ def play(source: FakeSource) -> Callable[..., None]:
     """Gives what runs a coroutine on an app over the fake guest, at a size of the terminal."""
 
     def run(script: Callable[[Screen], Awaitable[None]], size: tuple[int, int] = (100, 30)) -> None:
-        async def main() -> None:
-            app = InspectorApp(source)
-            async with app.run_test(size=size) as pilot:
-                try:
-                    await script(Screen(app, pilot))
-                finally:
-                    source.gate.set()
-
-        asyncio.run(main())
+        try:
+            run_script(source, script, size)
+        finally:
+            source.gate.set()
 
     return run
+
+
+@pytest.fixture
+def play_live() -> Callable[..., None]:
+    """As play, over a source of the test's own."""
+    return run_script
+
+
+def run_script(
+    source: Source, script: Callable[[Screen], Awaitable[None]], size: tuple[int, int] = (120, 36)
+) -> None:
+    """Run a coroutine on an app."""
+
+    async def main() -> None:
+        app = InspectorApp(source)
+        async with app.run_test(size=size) as pilot:
+            await script(Screen(app, pilot))
+
+    asyncio.run(main())

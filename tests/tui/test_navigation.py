@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -176,8 +177,6 @@ def test_a_click_on_a_tab(play: Play) -> None:
 
 
 def test_hostile_names_show_literally(play: Play, source: FakeSource) -> None:
-    from tests.tui.conftest import task, vma
-
     async def script(screen: Screen) -> None:
         await screen.press("2")
         await screen.shows("[red]x[/red]")
@@ -187,8 +186,9 @@ def test_hostile_names_show_literally(play: Play, source: FakeSource) -> None:
         await screen.press("7")
         await screen.shows("[bold]login")
 
-    source.rows = [task(66, "[red]x[/red]")]
-    source.areas = [vma(0x1000, 0x3000, 0x3, "/tmp/[link=evil]"), vma(0x5000, 0x6000, 0x3, "/tmp/\x1b[2J")]
+    source.rows = [replace(source.rows[0], pid=66, name="[red]x[/red]")]
+    names = "/tmp/[link=evil]", "/tmp/\x1b[2J"
+    source.areas = [replace(area, name=name) for area, name in zip(source.areas, names, strict=False)]
     source.console_text = "[bold]login"
     play(script)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.tui.conftest import FakeSource, Screen
 
 Play = Callable[..., None]
-SIZES = [(80, 24), (120, 36), (200, 60)]
+SIZES = [(80, 24), (200, 60)]
 
 
 @pytest.fixture(params=SIZES, ids=str)

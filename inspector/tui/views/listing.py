@@ -93,4 +93,5 @@ class ListView(View[Data], Generic[Data, Row]):
 
     def forget(self) -> None:
         """No rows yet."""
+        self.table.empty = "reading…"
         self.table.clear()

@@ -53,7 +53,7 @@ COLUMNS: tuple[Column[VmaRow], ...] = (
     Column("large", lambda row: _bytes(row.large), lambda row: row.large, 9, True, rank=2, falls=True),
     Column("perm", lambda row: row.vma.permissions, lambda row: row.vma.permissions, 4),
     Column("offset", _offset, lambda row: row.vma.offset, 10, True, rank=4),
-    Column("name", _name, _name, 0, color=_kind_color),
+    Column("name", _name, _name, 0, color=_kind_color, least=28),
 )
 
 

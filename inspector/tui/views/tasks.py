@@ -79,6 +79,7 @@ class TasksView(ListView[tuple[TaskRow, ...], TaskRow]):
     def show(self, data: tuple[TaskRow, ...]) -> None:
         """Rows and summary."""
         super().show(data)
+        self.table.empty = "no task"
         self.table.set_rows([row for row in data if self._kernel or not row.kernel_thread])
         user = [row for row in data if not row.kernel_thread]
         leaders = [row for row in user if row.pid == row.tgid]

@@ -191,9 +191,7 @@ class EntryFlags(Drawing):
             text, f"{step.level.name} entry", width, f"{step.level.manual}, {step.shape.kind.value}, {covers}"
         )
         clear = []
-        for flag in walk.format.flags:
-            if step.shape.kind not in flag.kinds:
-                continue
+        for flag in step.shape.flags:
             value = flag.value(step.entry)
             if not value:
                 clear.append(flag.name)

@@ -109,11 +109,9 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
             return
         states = self._frames.counts.states
         same = states == self.majority(self.pfn)
-        begins = np.flatnonzero(same[1:] & ~same[:-1]) + 1
-        if same.size and same[0]:
-            begins = np.concatenate(([0], begins))
-        begins = np.unique(begins >> self.shift) << self.shift
-        at = int(np.searchsorted(begins, self.pfn, "right" if step > 0 else "left")) - (step < 0)
+        begins = np.flatnonzero(same & ~np.concatenate(([False], same[:-1])))
+        behind = self.pfn + (1 << self.shift) if step > 0 else self.pfn
+        at = int(np.searchsorted(begins, behind)) - (step < 0)
         if 0 <= at < begins.size:
             self.go(int(begins[at]))
 

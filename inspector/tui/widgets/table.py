@@ -39,6 +39,7 @@ class Column(Generic[Row]):
     color: Callable[[Row], str] | None = None
     rank: int = 0
     falls: bool = False  # sorted from the largest down at first
+    least: int = 16  # the column without a width gets this much, or others go
 
 
 class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=False):
@@ -92,7 +93,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
         self._cursor = 0
         self._filter = ""
         self._wanted: Hashable = None
-        self.empty = "nothing here"
+        self.empty = "reading…"
 
     # What it holds
 
@@ -252,7 +253,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=Fa
         chosen = list(range(len(self.columns)))
 
         def need() -> int:
-            return sum(max(self.columns[i].width, 12 * (not self.columns[i].width)) + _GAP for i in chosen)
+            return sum((self.columns[i].width or self.columns[i].least) + _GAP for i in chosen)
 
         for index in sorted(chosen, key=lambda i: -self.columns[i].rank):
             if need() <= room or not self.columns[index].rank:

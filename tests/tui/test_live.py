@@ -1,0 +1,113 @@
+"""The screens over a booted guest; what they show is compared with what the guest itself says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import pytest
+
+import inspector
+from inspector.errors import SetupError
+from inspector.guest import Guest
+from inspector.tui.guest_source import GuestSource
+from inspector.tui.places import Place, ViewName
+from inspector.tui.screenshots import take
+from inspector.units import Pfn
+
+if TYPE_CHECKING:
+    from tests.tui.conftest import Screen
+
+pytestmark = pytest.mark.guest
+Play = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """A guest with two CPUs."""
+    try:
+        booted = inspector.boot(cpus=2)
+    except SetupError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def pid(guest: Guest) -> int:
+    """A task with 8 MiB of touched memory, ready."""
+    pid = guest.spawn("/labs/touch 8M")
+    guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.05; done", timeout=60).check()
+    return pid
+
+
+def test_the_guest_tells_the_same(play_live: Play, guest: Guest, pid: int) -> None:
+    release = guest.run("uname -r").check().stdout.strip()
+    maps = [line.split() for line in guest.run(f"cat /proc/{pid}/maps").check().stdout.splitlines()]
+    threads = guest.run("ls -d /proc/[0-9]* | wc -l").check().stdout.strip()
+    assert int(threads) > 20
+
+    async def script(screen: Screen) -> None:
+        await screen.shows("RUNNING", f"Linux {release}", "DMA32", "native_safe_halt")
+        await screen.press("2")
+        await screen.shows("touch", str(pid), "[kthreadd]")
+        screen.app.go(Place(ViewName.SPACE, pid=pid))
+        text = await screen.shows(f"touch PID {pid}", f"{len(maps)} VMAs", "/labs/touch", "[stack]")
+        for addresses, permissions, *_ in maps[:20]:
+            start = f"0x{addresses.split('-')[0].lstrip('0')}"
+            line = next(line for line in text.splitlines() if line.strip().startswith(f"{start} "))
+            assert permissions in line
+        await screen.press("home", "enter")
+        await screen.shows("✔ physical", "4 KiB page", "/labs/touch")
+        await screen.press("enter")
+        await screen.shows("page cache", "uptodate", "struct address_space")
+        await screen.press("5")
+        await screen.shows("anonymous", "page table", "all shown")
+        await screen.press("7", "enter")
+        await screen.type("uname -r")
+        await screen.press("enter")
+        await screen.until(lambda: screen.text().count(release) > 1)
+
+    play_live(GuestSource(guest), script, (120, 50))
+
+
+def test_a_pause_by_the_user_outlives_the_reading(play_live: Play, guest: Guest) -> None:
+    async def script(screen: Screen) -> None:
+        await screen.shows("RUNNING", "DMA32")
+        await screen.press("space")
+        await screen.shows("PAUSED", "stopped")
+        await screen.press("2")
+        await screen.shows("[kthreadd]", "PAUSED")
+        assert not guest.running
+        await screen.press("space")
+        await screen.shows("RUNNING")
+        await screen.until(lambda: guest.running)
+
+    play_live(GuestSource(guest), script)
+
+
+def test_every_frame_can_be_opened(play_live: Play, guest: Guest) -> None:
+    async def script(screen: Screen) -> None:
+        for pfn in (0, 0x100, 0x1000, 0x1FFFF):
+            screen.app.go(Place(ViewName.PAGE, pfn=Pfn(pfn)))
+            await screen.shows(f"PFN {pfn:#x} ", "direct map", "_refcount")
+        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(1 << 40)))
+        await screen.shows("has no struct page")
+
+    play_live(GuestSource(guest), script)
+
+
+def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:
+    pictures = take(guest, tmp_path)
+    assert {picture.stem for picture in pictures} == set(ViewName)
+    for picture in pictures:
+        ElementTree.parse(picture)  # well-formed
+        text = picture.read_text()
+        assert "RUNNING" in text.replace("&#160;", " ")
+        assert "https://" not in text
+        assert str(Path.home()) not in text
