@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from inspector.arch.format import EntryFlag, EntryKind, Level, PagingFormat, Shape
-from inspector.arch.scanner import MAPPING, Right, scan, translate
+from inspector.arch.scanner import MAPPING, TABLE, Right, scan, tables, translate
 from inspector.arch.space import AddressSpace
 from inspector.arch.walker import FaultKind, Walk, WalkFault, WalkStep, walk
 from inspector.arch.x86_64 import X86_64_4LEVEL, X86_64_5LEVEL, paging_of, x86_64
 
 __all__ = [
     "MAPPING",
+    "TABLE",
     "X86_64_4LEVEL",
     "X86_64_5LEVEL",
     "AddressSpace",
@@ -25,6 +26,7 @@ __all__ = [
     "WalkStep",
     "paging_of",
     "scan",
+    "tables",
     "translate",
     "walk",
     "x86_64",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntFlag
 
 import numpy as np
@@ -34,6 +35,9 @@ MAPPING = np.dtype(
     align=True,
 )
 
+TABLE = np.dtype([("pa", np.uint64), ("va", np.uint64), ("level", np.uint8)])
+"""A page table: where it lies, the first address that it translates, its place in PagingFormat.levels."""
+
 LIMIT = 32 << 20
 """Entries of one level that scan() reads by default: 128 GiB in 4 KiB pages, at worst 2.4 GB of rows."""
 
@@ -57,10 +61,54 @@ def scan(
     hold a leaf (swapped-out pages are kept there): pa and rights are 0, format.present() tells them apart.
     Raises CorruptGuest where a level has over `limit` entries to read: tables that lead to themselves do.
     """
-    start, last = max(start, 0), min(end, 1 << 64) - 1
     found = _Found()
+    for level, vas, entries, granted in _levels(memory, format, root, start, end, limit):
+        for shape in level.shapes:
+            if shape.leaf:
+                chosen = _chosen(shape, entries)
+                rights = granted[chosen] & _granted(shape, entries[chosen])
+                leads_to = entries[chosen] & np.uint64(shape.address)
+                found.add(vas[chosen], leads_to, level.span, entries[chosen], rights)
+        if nonpresent and any(shape.leaf for shape in level.shapes):
+            absent = ~format.present(entries)
+            zero = np.zeros(np.count_nonzero(absent), U64)
+            found.add(vas[absent], zero, level.span, entries[absent], zero.astype(np.uint8))
+    return found.rows()
+
+
+def tables(
+    memory: PhysicalMemory,
+    format: PagingFormat,
+    root: PhysAddr,
+    start: int = 0,
+    end: int = 1 << 64,
+    *,
+    limit: int = LIMIT,
+) -> NDArray[np.void]:
+    """Every table below `root`, the root first, as TABLE rows; of shared tables one row for each way to them.
+
+    Raises as scan().
+    """
+    parts = [np.array([(root, 0, 0)], TABLE)]
+    depth = {id(level): place for place, level in enumerate(format.levels)}
+    for level, vas, entries, _ in _levels(memory, format, root, start, end, limit):
+        for shape in level.shapes:
+            if not shape.leaf:
+                chosen = _chosen(shape, entries)
+                rows = np.empty(len(vas[chosen]), TABLE)
+                rows["va"], rows["pa"] = vas[chosen], entries[chosen] & np.uint64(shape.address)
+                rows["level"] = depth[id(level)] + 1
+                parts.append(rows)
+    return np.concatenate(parts)
+
+
+def _levels(
+    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, start: int, end: int, limit: int
+) -> Iterator[tuple[Level, NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]]:
+    """The entries that are not zero, level by level in parts: addresses, raw values, their tables' rights."""
+    start, last = max(start, 0), min(end, 1 << 64) - 1
     if start > last:
-        return found.rows()
+        return
     whole = start == 0 and last == (1 << 64) - 1
     tables = np.array([root], U64)
     bases = np.zeros(1, U64)
@@ -78,22 +126,15 @@ def scan(
             if not whole:
                 inside = (vas <= np.uint64(last)) & (vas + np.uint64(level.span - 1) >= np.uint64(start))
                 vas, entries, granted = vas[inside], entries[inside], granted[inside]
+            yield level, vas, entries, granted
             for shape in level.shapes:
-                chosen = _chosen(shape, entries)
-                leads_to = entries[chosen] & np.uint64(shape.address)
-                below_rights = granted[chosen] & _granted(shape, entries[chosen])
-                if shape.leaf:
-                    found.add(vas[chosen], leads_to, level.span, entries[chosen], below_rights)
-                else:
-                    below.append((vas[chosen], leads_to, below_rights))
-            if nonpresent and any(shape.leaf for shape in level.shapes):
-                absent = ~format.present(entries)
-                zero = np.zeros(np.count_nonzero(absent), U64)
-                found.add(vas[absent], zero, level.span, entries[absent], zero.astype(np.uint8))
+                if not shape.leaf:
+                    chosen = _chosen(shape, entries)
+                    leads_to = entries[chosen] & np.uint64(shape.address)
+                    below.append((vas[chosen], leads_to, granted[chosen] & _granted(shape, entries[chosen])))
         if not below:
-            break
+            return
         bases, tables, rights = (np.concatenate(column) for column in zip(*below, strict=True))
-    return found.rows()
 
 
 def translate(

@@ -16,6 +16,7 @@ from inspector.arch import (
     FaultKind,
     Right,
     scan,
+    scanner,
     translate,
     walk,
     x86_64,
@@ -234,3 +235,24 @@ def test_garbage_gives_rows_or_a_named_error(seed: int, five: bool) -> None:
         except CorruptGuest:
             continue
         assert (found["va"][1:] > found["va"][:-1]).all()
+
+
+def test_tables_are_those_that_were_made(tables: Tables) -> None:
+    """Each table once, with the first address it translates and how far down it is."""
+    made = [(int(tables.root), 0, 0)]
+    for va, height in ((0x7000_0000_1000, 1), (0x7000_0020_0000, 2), (0x1000_0000_0000, 3)):
+        before = tables._next
+        tables.map(va, 0x200_0000 | P | (PS if height > 1 else 0), height)
+        fresh = range(before, tables._next, PAGE)
+        for place, table in enumerate(fresh, tables.levels - height + 1 - len(fresh)):
+            span = 12 + 9 * (tables.levels - place)
+            made.append((table, va >> span << span, place))
+    found = scanner.tables(tables.ram, tables.format, tables.root)
+    assert sorted(found.tolist()) == sorted(made)
+
+
+def test_tables_of_a_range(tables: Tables) -> None:
+    tables.map(0x1000, 0x9000 | P)
+    tables.map(0x7000_0000_1000, 0xA000 | P)
+    found = scanner.tables(tables.ram, tables.format, tables.root, 0, 1 << 40)
+    assert found["va"].tolist() == [0] * tables.levels
