@@ -156,7 +156,8 @@ class DeathDialog(ModalScreen[None]):
     DeathDialog { align: center middle; background: $background 60%; }
     DeathDialog > Vertical {
         width: 90%; max-width: 110; height: auto; max-height: 90%; padding: 1 2;
-        background: $surface; border: heavy $error; border-title-color: $error; border-subtitle-color: $accent;
+        background: $surface; border: heavy $error;
+        border-title-color: $error; border-subtitle-color: $accent;
     }
     DeathDialog Static { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
     """

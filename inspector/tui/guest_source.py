@@ -8,16 +8,27 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inspector.arch import Walk
+from inspector.arch import Right, Walk
 from inspector.errors import InspectorError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
 from inspector.kernel import ptes
 from inspector.kernel.frames import FrameState
+from inspector.kernel.rmap import ReverseMap
 from inspector.kernel.tasks import Task
 from inspector.machine import Completed, RunState
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
-from inspector.tui.source import CpuRow, Frames, Overview, PageView, Space, TaskRow, VmaRow, WalkView
+from inspector.tui.source import (
+    AliasRow,
+    CpuRow,
+    Frames,
+    Overview,
+    PageView,
+    Space,
+    TaskRow,
+    VmaRow,
+    WalkView,
+)
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 NEIGHBOURS = 512
@@ -27,7 +38,8 @@ CONTENTS = 512
 """Bytes of a frame that are read with it."""
 
 _TERMINAL_CODES = re.compile(r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]")  # the tail may come with ESC made visible
-_FRAMES_DUTY = 20  # a read of all frames that is only for decoration may take 1/20 of the time
+_MOST_ALIASES = 256  # of a page that a thousand tasks map, these will do
+_DUTY = 20  # what reads all memory, and is not what was asked for, may take 1/20 of the time
 
 
 class GuestSource:
@@ -39,6 +51,9 @@ class GuestSource:
         self._frames: Frames | None = None
         self._frames_cost = 0.0
         self._frames_at = 0.0
+        self._reverse: ReverseMap | None = None
+        self._reverse_cost = 0.0
+        self._reverse_at = 0.0
 
     def state(self) -> RunState:
         """Running or stopped, and why."""
@@ -137,6 +152,7 @@ class GuestSource:
             page = self._guest.page(pfn)
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
             contents = self._contents(pfn)
+            aliases = self._aliases(pfn)
             recent = self._recent_frames()
         if not pfn < len(recent.counts):
             raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
@@ -146,6 +162,7 @@ class GuestSource:
             state=int(recent.counts.states[pfn]),
             raw=raw,
             contents=contents,
+            aliases=aliases,
             direct_map=self._guest.kernel.phys_to_virt(PhysAddr(pfn * self._page_size)),
             zone=next((zone for zone in recent.zones if zone.start_pfn <= pfn < zone.end_pfn), None),
             around_first=Pfn(first),
@@ -176,7 +193,7 @@ class GuestSource:
 
     def _recent_frames(self) -> Frames:
         """All of memory as of some moments ago: a large guest is not stopped long for a decoration."""
-        if self._frames and time.monotonic() - self._frames_at < self._frames_cost * _FRAMES_DUTY:
+        if self._frames and time.monotonic() - self._frames_at < self._frames_cost * _DUTY:
             return self._frames
         return self.frames()
 
@@ -186,6 +203,26 @@ class GuestSource:
             return self._guest.read_phys(PhysAddr(pfn * self._page_size), CONTENTS)
         except InspectorError:
             return b""
+
+    def _aliases(self, pfn: Pfn) -> tuple[AliasRow, ...]:
+        """Who maps the frame, from an index of all page tables that may be some moments old."""
+        now = time.monotonic()
+        if self._reverse is None or now - self._reverse_at > self._reverse_cost * _DUTY:
+            self._reverse = self._guest.reverse_map()
+            self._reverse_at = time.monotonic()
+            self._reverse_cost = self._reverse_at - now
+        return tuple(
+            AliasRow(
+                who=printable(alias.task.name) if alias.task else alias.region,
+                pid=alias.task.pid if alias.task else None,
+                va=alias.va,
+                rights="r"
+                + ("w" if alias.rights & Right.W else "-")
+                + ("x" if alias.rights & Right.X else "-"),
+                size=alias.size,
+            )
+            for alias in self._reverse.of(pfn)[:_MOST_ALIASES]
+        )
 
     def _row(self, task: Task) -> TaskRow:
         mm = task.mm
@@ -224,3 +261,8 @@ class GuestSource:
             return None
         symbol, offset = found
         return printable(symbol.name) + (f"+{offset:#x}" if offset else "")
+
+
+def _rights(rights: int) -> str:
+    """Right bits as `rwx`; what is mapped can be read."""
+    return "r" + ("w" if rights & Right.W else "-") + ("x" if rights & Right.X else "-")

@@ -108,6 +108,20 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasRow:
+    """A virtual address of a frame: a task's (`who` is its name) or the kernel's (`who` is the region).
+
+    `rights` are as in `rwx`; `size` is the page's that maps it, in bytes.
+    """
+
+    who: str
+    pid: int | None
+    va: VirtAddr
+    rights: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class PageView:
     """A frame: its struct page, read and raw, its first bytes, and states from PFN `around_first` on."""
 
@@ -115,6 +129,7 @@ class PageView:
     state: int
     raw: bytes
     contents: bytes
+    aliases: tuple[AliasRow, ...]
     direct_map: VirtAddr
     zone: Zone | None
     around_first: Pfn

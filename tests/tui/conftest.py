@@ -27,6 +27,7 @@ from inspector.tui.app import InspectorApp
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
 from inspector.tui.source import (
+    AliasRow,
     CpuRow,
     Frames,
     Overview,
@@ -211,6 +212,10 @@ class FakeSource:
             state=int(self.frame_states[pfn]),
             raw=bytes(range(64)),
             contents=b"hello, page" + bytes(21),
+            aliases=(
+                AliasRow("worker", 42, VirtAddr(0x7F0000403000), "rw-", PAGE),
+                AliasRow("vmalloc", None, VirtAddr(0xFFFFC90000000000), "r--", PAGE),
+            ),
             direct_map=VirtAddr(0xFFFF888000000000 + pfn * PAGE),
             zone=self._zones()[1],
             around_first=Pfn(0),

@@ -143,7 +143,7 @@ class Neighbours(Drawing):
 
 
 _LINKS: tuple[Column[Link], ...] = (
-    Column("go to", lambda link: link.name, lambda link: link.name, 18, color=lambda _: palette.ACCENT),
+    Column("go to", lambda link: link.name, lambda link: link.name, 15, color=lambda _: palette.ACCENT),
     Column("which is", lambda link: link.what, lambda link: link.what, 0),
 )
 
@@ -160,7 +160,7 @@ class PageScreen(View[PageView]):
         with Body(), Vertical(id="page-columns"):
             with Vertical(id="page-left"):
                 yield Neighbours()
-                yield VirtualTable(_LINKS, lambda link: link.name, lambda link: link.name, id="links")
+                yield VirtualTable(_LINKS, lambda link: link.place, lambda link: link.name, id="links")
                 yield Fields()
             with Vertical(id="page-right"):
                 yield Hexdump("raw-page")
@@ -246,11 +246,20 @@ def _links(data: PageView) -> list[Link]:
     links = []
     if page.is_tail:
         links.append(Link("head", f"PFN {page.head:#x}, the compound page's first", frame(page.head)))
-    what = f"walk {data.direct_map:#x}, the kernel's address of its bytes"
+    for alias in data.aliases:
+        if alias.pid is not None:
+            what = (
+                f"{alias.va:#x} {alias.rights} of {alias.who} ({alias.pid}), {format_size(alias.size)} page"
+            )
+            links.append(Link("mapped", what, Place(ViewName.WALK, pid=alias.pid, va=alias.va)))
+        elif alias.va != data.direct_map:
+            what = f"{alias.va:#x} {alias.rights} in the kernel's {alias.who}, {format_size(alias.size)} page"
+            links.append(Link("mapped", what, walk(alias.va)))
+    what = f"{data.direct_map:#x}, the kernel's address of its bytes"
     links.append(Link("direct map", what, walk(data.direct_map)))
-    links.append(Link("struct page", f"walk {page.address:#x} in the vmemmap", walk(page.address)))
+    links.append(Link("struct page", f"{page.address:#x} in the vmemmap", walk(page.address)))
     if page.mapping_kind in ("file", "anon"):
-        what = f"walk {page.mapping:#x}, the {page.mapping_kind} mapping's struct"
+        what = f"{page.mapping:#x}, the {page.mapping_kind} mapping's struct"
         links.append(Link("mapping", what, walk(page.mapping)))
     if page.order:
         past = page.head + (1 << page.order)
