@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.kernel import buddy
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.pages import flag_bits, flags_path
+from inspector.kernel.pages import cleared_types, flag_bits, flags_path
 from inspector.symbols import Kernel
 
 
@@ -42,9 +42,7 @@ FRAME = np.dtype(
 `mapcount` is -1 where the word holds a page type."""
 
 NO_MIGRATETYPE = 0xFF
-_PAGE_TYPE_TABLE = 0x200  # PG_table before 6.12: a bit that is cleared
 _MAPPING_ANON = 1
-_TAIL = 1
 
 
 def frames(kernel: Kernel) -> NDArray[np.void]:
@@ -60,24 +58,13 @@ def frames(kernel: Kernel) -> NDArray[np.void]:
         part["refcount"] = memmap.column(first, end, "_refcount.counter", "<i4")
         typed = (word >= np.uint32(0x80000000)) & (word != np.uint32(0xFFFFFFFF))
         part["mapcount"] = np.where(typed, -1, word.view(np.int32) + 1)
-        heads = _heads(memmap, first, end)
+        heads = memmap.heads(first, end) - first
+        outside = (heads < 0) | (heads >= end - first)
+        heads[outside] = np.flatnonzero(outside)
         mapping = memmap.column(first, end, "mapping", "<u8").copy()
         part["state"] = _states(kernel, part["flags"], part["refcount"], word, mapping, heads)
     _mark(rows, buddy.free_blocks(kernel, memmap), FrameState.FREE)
     _mark(rows, buddy.per_cpu_pages(kernel, memmap), FrameState.PER_CPU)
-    return rows
-
-
-def _heads(memmap: MemMap, first: int, end: int) -> NDArray[np.int64]:
-    """For each page of the run the row of its compound head; its own where it is no tail."""
-    compound = memmap.column(first, end, "compound_head", "<u8")  # type: ignore[arg-type]
-    rows = np.arange(end - first)
-    tails = np.flatnonzero(compound & np.uint64(_TAIL))
-    found = ((compound[tails] - np.uint64(_TAIL + memmap.base)) // np.uint64(memmap.struct_size)).astype(
-        np.int64
-    ) - first
-    inside = (found >= 0) & (found < rows.size)
-    rows[tails[inside]] = found[inside]
     return rows
 
 
@@ -104,7 +91,7 @@ def _states(
     else:
         slab = has("slab")
         typed = (head_word >= np.uint32(0xF0000000)) & (head_word != np.uint32(0xFFFFFFFF))
-        table = typed & (head_word & np.uint32(_PAGE_TYPE_TABLE) == 0)
+        table = typed & (head_word & np.uint32(cleared_types(kernel)["table"]) == 0)
     anon = (mapping[heads] & np.uint64(_MAPPING_ANON)).astype(np.bool_) & ~slab & ~table
     cached = (mapping[heads] != 0) & ~anon & (has("lru") | has("uptodate")) & ~slab & ~table
     choices = [

@@ -14,6 +14,8 @@ from inspector.units import Pfn, VirtAddr
 
 _HAS_MEM_MAP = 1 << 1  # SECTION_HAS_MEM_MAP
 _MAX_SECTIONS = 1 << 20
+_TAIL = np.uint64(1)  # of a tail page's compound_head or compound_info
+_LOWEST_MASK = np.uint64(0xFFFF_FFFF_C000_0000)  # no struct page lies so high, and no folio is so wide
 
 
 class MemMap:
@@ -74,6 +76,33 @@ class MemMap:
         raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
         width = np.dtype(dtype).itemsize
         return raw.reshape(end - first, self.struct_size)[:, offset : offset + width].view(dtype)[:, 0]
+
+    def heads(self, first: Pfn, end: Pfn) -> NDArray[np.int64]:
+        """For each PFN from `first` to `end` exclusive its compound page's first; itself if it is no tail.
+
+        A head that would lie outside of all memory is corrupt: the tail is then taken for a page of its own.
+        """
+        words = self.column(first, end, self._compound_word, "<u8")
+        pfns = np.arange(first, end, dtype=np.int64)
+        tails = np.flatnonzero(words & _TAIL)
+        info = words[tails] & ~_TAIL
+        own = self.addresses(pfns[tails].astype(np.uint64))
+        at = (np.where(info >= _LOWEST_MASK, own & info, info) - np.uint64(self.base)) // np.uint64(
+            self.struct_size
+        )
+        inside = at < self.end
+        pfns[tails[inside]] = at[inside].astype(np.int64)
+        return pfns
+
+    @cached_property
+    def _compound_word(self) -> str:
+        """The word of a tail page that leads to its head, bit 0 set.
+
+        compound_head, the head's address, became compound_info in 7.1 ("mm: rework compound_head() for
+        power-of-2 sizeof(struct page)"): with CONFIG_HUGETLB_PAGE_OPTIMIZE_VMEMMAP a mask, which makes the
+        tail's address the head's.
+        """
+        return "compound_info" if self.kernel.types.has("page", "compound_info") else "compound_head"
 
     def view(self, pfn: Pfn) -> StructView:
         """A PFN's struct page. Raises NoSuchFrame."""

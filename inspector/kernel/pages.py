@@ -70,8 +70,7 @@ def page(kernel: Kernel, pfn: Pfn) -> Page:
     view = memmap.view(pfn)
     flags = view.int(flags_path(kernel))
     bits = flag_bits(kernel)
-    compound_head = view.ptr("compound_head")
-    head = memmap.pfn(VirtAddr(compound_head - 1)) if compound_head & 1 else pfn
+    head = Pfn(int(memmap.heads(pfn, Pfn(pfn + 1))[0]))
     word = view.int("page_type") & 0xFFFFFFFF
     typed = _is_typed(word)
     mapping = view.ptr("mapping")
@@ -109,11 +108,20 @@ def _type_name(kernel: Kernel, word: int) -> str:
         number = kernel.vmcoreinfo.numbers.get(f"PAGE_{name}_MAPCOUNT_VALUE")
         if number is not None and number & 0xFFFFFFFF == word:
             return name.lower()
-    # Bits that are clear in the word, before 6.12: macros of include/linux/page-flags.h.
-    for name, bit in (("table", 0x200), ("guard", 0x400)):
+    for name, bit in cleared_types(kernel).items():
         if not word & bit:
             return name
     return f"{word:#x}"
+
+
+def cleared_types(kernel: Kernel) -> dict[str, int]:
+    """Before 6.12 (4ffca5a96678): the bits that are clear in a page_type (include/linux/page-flags.h).
+
+    Up to 5.10 a page charged to a memory cgroup for the kernel had one too (18b2db3b0385, 5.11).
+    """
+    if kernel.types.has("page", "mem_cgroup"):
+        return {"table": 0x400, "guard": 0x800, "kmemcg": 0x200}
+    return {"table": 0x200, "guard": 0x400}
 
 
 def _index(view: StructView) -> int:
@@ -133,16 +141,13 @@ def _order(kernel: Kernel, memmap: MemMap, head: Pfn, bits: dict[str, int]) -> i
 
 def compound_order(kernel: Kernel, head: VirtAddr, struct_size: int) -> int:
     """The order of a compound page, kept in its first tail page."""
-    folio = kernel.view("folio", head) if kernel.types.has("folio") else None
-    if folio is not None and folio.has("_flags_1.f"):
-        return folio.int("_flags_1.f") & 0xFF
     tail = kernel.view("page", VirtAddr(head + struct_size))
-    if tail.has("compound_order"):
+    if tail.has("compound_order"):  # before 6.4
         return tail.int("compound_order")
-    if folio is not None and folio.has("_folio_order"):
+    folio = kernel.view("folio", head)
+    if folio.has("_folio_order"):
         return folio.int("_folio_order")
-    # ebc1baf5c9b4 (6.6): the low byte of the first tail page's flags.
-    return tail.int("flags") & 0xFF
+    return folio.int("_flags_1") & 0xFF  # ebc1baf5c9b4 (6.6): the low byte of the tail's flags
 
 
 def _zone_of(kernel: Kernel, pfn: Pfn) -> Zone | None:
