@@ -217,7 +217,7 @@ def test_page(play: Play, size: tuple[int, int]) -> None:
         if size[1] > 24:
             await screen.shows("00 01 02 03 04 05 06 07  08 09 0a 0b 0c 0d 0e 0f", "hello, page")
         await screen.shows(
-            "0x7f0000403000 rw- of worker (42)", "0xffffc90000000000 r-- in the kernel's vmalloc"
+            "0x7f0000403000 rw- in worker (42)", "0xffffc90000000000 r-- in the kernel: vmalloc"
         )
         await screen.press("enter")
         await screen.until(lambda: screen.app.place.pid == 42)

@@ -247,14 +247,11 @@ def _links(data: PageView) -> list[Link]:
     if page.is_tail:
         links.append(Link("head", f"PFN {page.head:#x}, the compound page's first", frame(page.head)))
     for alias in data.aliases:
-        if alias.pid is not None:
-            what = (
-                f"{alias.va:#x} {alias.rights} of {alias.who} ({alias.pid}), {format_size(alias.size)} page"
-            )
-            links.append(Link("mapped", what, Place(ViewName.WALK, pid=alias.pid, va=alias.va)))
-        elif alias.va != data.direct_map:
-            what = f"{alias.va:#x} {alias.rights} in the kernel's {alias.who}, {format_size(alias.size)} page"
-            links.append(Link("mapped", what, walk(alias.va)))
+        if alias.va == data.direct_map:
+            continue
+        whose = f"in the kernel: {alias.who}" if alias.pid is None else f"in {alias.who} ({alias.pid})"
+        what = f"{alias.va:#x} {alias.rights} {whose}, {format_size(alias.size)} page"
+        links.append(Link("mapped", what, Place(ViewName.WALK, pid=alias.pid, va=alias.va)))
     what = f"{data.direct_map:#x}, the kernel's address of its bytes"
     links.append(Link("direct map", what, walk(data.direct_map)))
     links.append(Link("struct page", f"{page.address:#x} in the vmemmap", walk(page.address)))

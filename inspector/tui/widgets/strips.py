@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from rich.cells import cell_len
 from rich.text import Text
 
+from inspector.kernel.vmas import Vma
 from inspector.tui import palette
 from inspector.tui.density import Resident, Strip
 from inspector.tui.source import Space, VmaRow
@@ -23,17 +27,64 @@ def shades(density: NDArray[np.float64]) -> list[str]:
     return [palette.SHADES[int(step)] for step in level]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """An address space laid out at a width: done once, whatever the cursor does."""
+
+    strip: Strip
+    kinds: list[str]
+    ranges: list[int]
+    glyphs: list[str]
+    names: str
+
+    @classmethod
+    def of(cls, space: Space, width: int) -> _Layout:
+        """Lay out all VMAs."""
+        vmas = [row.vma for row in space.vmas]
+        starts = np.array([vma.start for vma in vmas], np.uint64)
+        strip = Strip.lay_out(starts, np.array([vma.end for vma in vmas], np.uint64), width)
+        return cls(
+            strip=strip,
+            kinds=[palette.vma_kind(vma.permissions, vma.name) for vma in vmas],
+            ranges=strip.ranges().tolist(),
+            glyphs=shades(strip.density(space.resident)),
+            names=_names(vmas, strip, width),
+        )
+
+
+def _names(vmas: list[Vma], strip: Strip, width: int) -> str:
+    """Each mapped thing's name over its cells, where it fits."""
+    line = [" "] * width
+    first = 0
+    for index in range(1, len(vmas) + 1):
+        if index < len(vmas) and vmas[index].name == vmas[first].name and vmas[first].name:
+            continue
+        left, right = int(strip.left[first]), int(strip.right[index - 1])
+        if right > left + 1:
+            name = printable(vmas[first].name.rsplit("/", 1)[-1])
+            if cell_len(name) == len(name) < right - left:
+                line[left : left + len(name)] = name
+        first = index
+    return "".join(line)
+
+
 class AddressStrip(Drawing):
     """All VMAs side by side, holes as one cell: colour is the kind, shade is how much of it is resident."""
 
     def __init__(self) -> None:
         super().__init__(id="strip")
         self._space: Space | None = None
-        self._current: VmaRow | None = None
+        self._current: int | None = None
+        self._laid: tuple[int, _Layout] | None = None
 
     def show(self, space: Space | None, current: VmaRow | None) -> None:
         """An address space with the cursor on a VMA."""
-        self._space, self._current = space, current
+        if space is not self._space:
+            self._space, self._laid = space, None
+        self._current = None
+        if space and current:
+            start = current.vma.start
+            self._current = next((i for i, row in enumerate(space.vmas) if row.vma.start == start), None)
         self.redraw()
 
     def draw(self, width: int) -> Text:
@@ -41,68 +92,38 @@ class AddressStrip(Drawing):
         text = Text()
         if self._space is None or not self._space.vmas:
             return text
-        vmas = [row.vma for row in self._space.vmas]
-        starts = np.array([vma.start for vma in vmas], np.uint64)
-        strip = Strip.lay_out(starts, np.array([vma.end for vma in vmas], np.uint64), width)
-        kinds = [palette.vma_kind(vma.permissions, vma.name) for vma in vmas]
-        text.append(self._names(strip, width) + "\n", palette.DIM)
-        self._cells(text, strip, kinds)
-        self._cursor(text, strip, width)
-        self._legend(text, kinds)
-        return text
-
-    def _names(self, strip: Strip, width: int) -> str:
-        """Each mapped thing's name over its cells, where it fits."""
-        assert self._space is not None
-        line = [" "] * width
-        rows = self._space.vmas
-        first = 0
-        for index in range(1, len(rows) + 1):
-            if index < len(rows) and rows[index].vma.name == rows[first].vma.name and rows[first].vma.name:
-                continue
-            left, right = int(strip.left[first]), int(strip.right[index - 1])
-            name = printable(rows[first].vma.name.rsplit("/", 1)[-1])
-            if len(name) < right - left:
-                line[left : left + len(name)] = name
-            first = index
-        return "".join(line)
-
-    def _cells(self, text: Text, strip: Strip, kinds: list[str]) -> None:
-        assert self._space is not None
-        glyphs = shades(strip.density(self._space.resident))
-        current = self._index()
+        if self._laid is None or self._laid[0] != width:
+            self._laid = width, _Layout.of(self._space, width)
+        layout = self._laid[1]
+        text.append(layout.names + "\n", palette.DIM)
         for _ in range(2):
-            for cell, index in enumerate(strip.ranges().tolist()):
+            for glyph, index in zip(layout.glyphs, layout.ranges, strict=True):
                 if index < 0:
                     text.append(_HOLE, palette.FAINT)
                     continue
-                color = palette.VMA_KINDS[kinds[index]].color
-                under = palette.blend(color, palette.BACKGROUND, 0.5 if index == current else 0.22)
-                text.append(glyphs[cell], f"{color} on {under}")
+                color = palette.VMA_KINDS[layout.kinds[index]].color
+                under = palette.blend(color, palette.BACKGROUND, 0.5 if index == self._current else 0.22)
+                text.append(glyph, f"{color} on {under}")
             text.append("\n")
+        self._cursor(text, layout.strip, width)
+        self._legend(text, layout.kinds)
+        return text
 
     def _cursor(self, text: Text, strip: Strip, width: int) -> None:
-        index = self._index()
-        if index is None:
-            text.append("\n")
-            return
-        left, right = int(strip.left[index]), max(int(strip.left[index]) + 1, round(strip.right[index]))
-        text.append(" " * left + "▔" * (right - left), f"bold {palette.CURSOR}")
-        text.append(" " * max(0, width - right) + "\n")
+        if self._current is not None:
+            left = min(int(strip.left[self._current]), width - 1)
+            right = max(left + 1, round(strip.right[self._current]))
+            text.append(" " * left + "▔" * (right - left), f"bold {palette.CURSOR}")
+        text.append("\n")
 
     def _legend(self, text: Text, kinds: list[str]) -> None:
+        present = set(kinds)
         for name, look in palette.VMA_KINDS.items():
-            if name in kinds:
+            if name in present:
                 under = palette.blend(look.color, palette.BACKGROUND, 0.3)
                 text.append("▒▒", f"{look.color} on {under}")
                 text.append(f" {look.name}  ", palette.DIM)
         text.append("shade: resident share", palette.DIM)
-
-    def _index(self) -> int | None:
-        if self._space is None or self._current is None:
-            return None
-        start = self._current.vma.start
-        return next((i for i, row in enumerate(self._space.vmas) if row.vma.start == start), None)
 
 
 class VmaMap(Drawing):
