@@ -63,6 +63,8 @@ class Fields(Drawing):
             )
         else:
             meaning = "  user page table entries of this very page"
+            if page.compound:
+                meaning += "; entries of large pages are counted apart"
             lines.append(("_mapcount", Text.assemble(str(page.mapcount), (meaning, palette.DIM))))
         kind = {
             "anon": "struct anon_vma: anonymous memory",
@@ -103,7 +105,13 @@ class Fields(Drawing):
         page = self._data.page
         if page.is_tail:
             return "  a tail: references are counted on the head"
-        return "  free, or frozen" if not page.refcount else "  references"
+        return (
+            "  free, or frozen"
+            if not page.refcount
+            else "  reference"
+            if page.refcount == 1
+            else "  references"
+        )
 
 
 class Neighbours(Drawing):

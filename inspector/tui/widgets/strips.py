@@ -17,6 +17,7 @@ from inspector.tui.widgets.drawing import Drawing
 from inspector.units import format_size, printable
 
 _HOLE = "┊"
+_SHADE = "shade: resident share"
 
 
 def shades(density: NDArray[np.float64]) -> list[str]:
@@ -106,7 +107,7 @@ class AddressStrip(Drawing):
                 text.append(glyph, f"{color} on {under}")
             text.append("\n")
         self._cursor(text, layout.strip, width)
-        self._legend(text, layout.kinds)
+        text.append_text(self._legend(layout.kinds, width))
         return text
 
     def _cursor(self, text: Text, strip: Strip, width: int) -> None:
@@ -116,14 +117,17 @@ class AddressStrip(Drawing):
             text.append(" " * left + "▔" * (right - left), f"bold {palette.CURSOR}")
         text.append("\n")
 
-    def _legend(self, text: Text, kinds: list[str]) -> None:
-        present = set(kinds)
+    @staticmethod
+    def _legend(kinds: list[str], width: int) -> Text:
+        text, present = Text(), set(kinds)
         for name, look in palette.VMA_KINDS.items():
             if name in present:
                 under = palette.blend(look.color, palette.BACKGROUND, 0.3)
                 text.append("▒▒", f"{look.color} on {under}")
                 text.append(f" {look.name}  ", palette.DIM)
-        text.append("shade: resident share", palette.DIM)
+        if text.cell_len + len(_SHADE) <= width:
+            text.append(_SHADE, palette.DIM)
+        return text
 
 
 class VmaMap(Drawing):
