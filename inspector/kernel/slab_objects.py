@@ -36,7 +36,7 @@ OBJECT = np.dtype(
 )
 """An object of slabs()[cache], in the direct map; `state` is an ObjectState."""
 
-_MAX_SHEAVES = 1 << 10  # in one barn; MAX_FULL_SHEAVES is 10
+_MAX_SHEAVES = 64  # in one barn; MAX_FULL_SHEAVES is 10
 _MAX_SHEAF = 1 << 14  # objects in one sheaf
 
 

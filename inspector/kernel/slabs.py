@@ -41,7 +41,8 @@ NO_CACHE = 0xFFFF
 _MAX_CACHES = 1 << 14
 _MAX_NODES = 1 << 10  # CONFIG_NODES_SHIFT is 10 at most
 _NAME = 64
-_OO_SHIFT = 16  # mm/slub.c: an order above, a number of objects below
+# mm/slub.c: struct kmem_cache_order_objects has an order above, a number of objects below.
+_OO_SHIFT, _OO_MASK = np.uint64(16), np.uint64((1 << 16) - 1)
 _MAX_ORDER = 20
 _NEVER_MERGED = 1 << 31  # a negative refcount, without its sign
 # Macros of include/linux/slab.h and mm/slub.c before cc61eb851c9a (6.9) made them the enum _slab_flag_bits.
@@ -146,22 +147,26 @@ class Caches:
         self.size, self._oo, self._min = columns(
             kernel, "kmem_cache", self.addresses, "size", "oo.x", "min.x"
         )
-        lost = np.flatnonzero((self.size == 0) | (self._oo == 0))
-        if lost.size:
-            raise CorruptGuest(f"the slab cache at {int(self.addresses[lost[0]]):#x} has objects of no size")
+        for kind in (self._oo, self._min):
+            room = np.uint64(kernel.space.format.page_size) << np.minimum(kind >> _OO_SHIFT, _MAX_ORDER + 1)
+            fits = (kind >> _OO_SHIFT <= _MAX_ORDER) & ((kind & _OO_MASK) * self.size <= room)
+            lost = np.flatnonzero(~fits | (self.size == 0) | (kind & _OO_MASK == 0))
+            if lost.size:
+                at = int(self.addresses[lost[0]])
+                raise CorruptGuest(f"the slab cache at {at:#x} has slabs that its objects do not fit in")
 
     def __len__(self) -> int:
         return len(self.addresses)
 
     def column(self, *paths: str) -> list[NDArray[np.uint64]]:
         """Members of struct kmem_cache; zeros where this kernel has none of that name."""
-        has = [path for path in paths if self.kernel.types.has("kmem_cache", path)]
-        read = (
-            dict(zip(has, columns(self.kernel, "kmem_cache", self.addresses, *has), strict=True))
-            if has
-            else {}
-        )
-        return [read.get(path, np.zeros(len(self), np.uint64)) for path in paths]
+        has = self.kernel.types.has
+        return [
+            columns(self.kernel, "kmem_cache", self.addresses, path)[0]
+            if has("kmem_cache", path)
+            else np.zeros(len(self), np.uint64)
+            for path in paths
+        ]
 
     def index(self, addresses: NDArray[np.uint64]) -> NDArray[np.uint16]:
         """Which cache is at each address; NO_CACHE where none is."""
@@ -177,19 +182,19 @@ class Caches:
         kinds = np.stack((self._min, self._oo))[:, cache]
         orders = np.full(len(cache), -1)
         for kind in kinds:
-            same = (kind & np.uint64((1 << _OO_SHIFT) - 1)) == objects
-            orders[same] = kind[same] >> np.uint64(_OO_SHIFT)
-        return np.where(orders <= _MAX_ORDER, orders, -1)
+            same = (kind & _OO_MASK) == objects
+            orders[same] = kind[same] >> _OO_SHIFT
+        return orders
 
     @cached_property
     def objects_per_slab(self) -> NDArray[np.uint64]:
         """Objects in a new slab (C: oo_objects)."""
-        return self._oo & np.uint64((1 << _OO_SHIFT) - 1)
+        return self._oo & _OO_MASK
 
     @cached_property
     def order(self) -> NDArray[np.uint64]:
         """The order of a new slab (C: oo_order)."""
-        return self._oo >> np.uint64(_OO_SHIFT)
+        return self._oo >> _OO_SHIFT
 
     @cached_property
     def names(self) -> list[str]:
@@ -210,25 +215,19 @@ class Caches:
     def nodes(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Addresses of each cache's (row) struct kmem_cache_node and node_barn for each node (column)."""
         types = self.kernel.types
-        count = self._node_count()
-        # 5ba6bc27b1f9 (7.1) keeps the barn beside the node; 2d517aa09bbc (6.18) brought it, inside the node.
-        paths = ("per_node", "node") if types.has("kmem_cache", "per_node") else ("node", "")
-        table = types.field("kmem_cache", paths[0])
-        if table.type.target is None:
-            raise CorruptGuest("struct kmem_cache has no table of nodes")
-        stride = table.type.target.size
-        raw, ok = self.kernel.space.gather(
-            self.addresses + np.uint64(table.offset), np.dtype(np.uint64), count * stride // 8
-        )
+        # 5ba6bc27b1f9 (7.1) has the barn beside the node; 2d517aa09bbc (6.18) brought it, inside the node.
+        paired = types.has("kmem_cache", "per_node")
+        table = types.field("kmem_cache", "per_node" if paired else "node")
+        words = table.type.size // max(table.type.count, 1) // self.kernel.pointer_size
+        at, count = self.addresses + np.uint64(table.offset), self._node_count()
+        raw, ok = self.kernel.space.gather(at, np.dtype(np.uint64), count * words)
         if not ok.all():
             raise CorruptGuest("a struct kmem_cache lies in memory that is not mapped")
-        raw = raw.reshape(len(self), count, stride // 8)
-        if paths[0] == "per_node":
-            at = [
-                types.offsetof("kmem_cache", f"per_node[0].{name}") - table.offset
-                for name in ("node", "barn")
-            ]
-            return raw[:, :, at[0] // 8], raw[:, :, at[1] // 8]
+        raw = raw.reshape(len(self), count, words)
+        if paired:
+            pair = "kmem_cache_per_node_ptrs"
+            node, barn = (types.offsetof(pair, name) // self.kernel.pointer_size for name in ("node", "barn"))
+            return raw[:, :, node], raw[:, :, barn]
         nodes = raw[:, :, 0]
         if not types.has("kmem_cache_node", "barn"):
             return nodes, np.zeros_like(nodes)
@@ -251,7 +250,7 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
     it is always counted. Raises CorruptGuest.
     """
     caches, memmap = Caches(kernel), MemMap(kernel)
-    rows, following = _slabs(kernel, memmap, caches)
+    rows, following = _read(kernel, memmap, caches)
     counts = _slabinfo(kernel, caches, memmap, rows, following)
     paths = ("object_size", "align", "refcount", "flags", "ctor", "sheaf_capacity")
     values = dict(zip(paths, (column.tolist() for column in caches.column(*paths)), strict=True))
@@ -281,13 +280,13 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
 
 def slab_pages(kernel: Kernel, memmap: MemMap, caches: Caches | None = None) -> NDArray[np.void]:
     """Every slab in memory, by PFN, as SLAB rows: found by its struct page, on a list or not."""
-    return _slabs(kernel, memmap, caches or Caches(kernel))[0]
+    return _read(kernel, memmap, caches or Caches(kernel))[0]
 
 
-def _slabs(kernel: Kernel, memmap: MemMap, caches: Caches) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+def _read(kernel: Kernel, memmap: MemMap, caches: Caches) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
     """The SLAB rows, and where the list pointer of each points (C: slab->slab_list.next)."""
     pfns, raw = _slab_structs(kernel, memmap)
-    kind = struct(kernel)
+    kind = _slab_type(kernel)
 
     def column(path: str) -> NDArray[np.uint64]:
         return member(raw, kernel.types.offsetof(kind, path), kernel, kind, path)
@@ -312,7 +311,7 @@ def _slabs(kernel: Kernel, memmap: MemMap, caches: Caches) -> tuple[NDArray[np.v
     return rows, column("slab_list.next")
 
 
-def struct(kernel: Kernel) -> str:
+def _slab_type(kernel: Kernel) -> str:
     """The type that describes a slab: d122019bf061 (5.17) split it from struct page, which it overlays."""
     return "slab" if kernel.types.has("slab") else "page"
 
@@ -346,13 +345,15 @@ def _slabinfo(
     owner, _ = np.nonzero(nodes)
     at = nodes[nodes != 0]
     heads = at + np.uint64(kernel.types.offsetof("kmem_cache_node", "partial"))
-    links = memmap.addresses(rows["pfn"]) + np.uint64(kernel.types.offsetof(struct(kernel), "slab_list"))
+    links = memmap.addresses(rows["pfn"]) + np.uint64(kernel.types.offsetof(_slab_type(kernel), "slab_list"))
     partial = _follow(links, following, heads) >= 0
     total = len(caches) + 1  # the last is for slabs without a cache
     cache = np.minimum(rows["cache"], total - 1)
 
     def add(keys: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
-        return np.bincount(keys, values.astype(np.int64), total)[:-1].astype(np.int64)
+        sums = np.zeros(total, np.int64)
+        np.add.at(sums, keys, values.astype(np.int64))
+        return sums[:-1]
 
     free = add(cache, np.where(partial, rows["free"], 0))
     if not kernel.types.has("kmem_cache_node", "nr_slabs"):  # CONFIG_SLUB_DEBUG=n: the kernel does not count

@@ -45,8 +45,8 @@ def as_slabinfo(cache: SlabCache) -> Line:
     )  # fmt: skip
 
 
-def agrees_with_slabinfo(guest: Guest, witness: Any) -> None:
-    """Every line that stood still is ours, and nearly all did."""
+def agrees_with_slabinfo(guest: Guest, witness: Any, reader: frozenset[str] = frozenset()) -> None:
+    """Every line that stood still is ours, and nearly all did; but for caches that reading the file uses."""
     wrong: object = None
     for _ in range(_TRIES):
         witnessed, ours = witness(guest, [_SLABINFO], lambda: slabs(guest.kernel))
@@ -55,7 +55,8 @@ def agrees_with_slabinfo(guest: Guest, witness: Any) -> None:
         agreed = {name: line for name, line in first.items() if second[name] == line}
         found = {cache.name: as_slabinfo(cache) for cache in ours}
         wrong = {name: (line, found[name]) for name, line in agreed.items() if found[name] != line}
-        if not wrong and len(agreed) > 0.9 * len(first):
+        wrong = {name: both for name, both in wrong.items() if name not in reader}
+        if not wrong and len(agreed) > 0.85 * len(first):
             assert len(first) > 100
             return
     pytest.fail(f"{_SLABINFO} said, and we found: {wrong}; {len(agreed)} of {len(first)} lines stood still")
@@ -136,7 +137,7 @@ def test_objects_by_list_and_by_count(any_guest: Guest) -> None:
     followed = np.bincount(rows["cache"], rows["allocated"], len(counts)).astype(np.int64)
     off = np.flatnonzero(counts != followed)
     assert off.size <= any_guest.machine.cpus
-    assert {ObjectState.ALLOCATED, ObjectState.FREE} < set(np.unique(rows["state"]).tolist())
+    assert {ObjectState.ALLOCATED, ObjectState.FREE} <= set(np.unique(rows["state"]).tolist())
     assert (np.diff(rows["address"].astype(object)) > 0).all()
 
 
@@ -206,9 +207,9 @@ def test_object_at_agrees_with_all(guest: Guest) -> None:
 
 
 def test_slab_debugging(boot_guest: Callable[..., Guest], witness: Any) -> None:
-    """Red zones before each object, and free pointers behind it."""
+    """Red zones before each object, and free pointers behind it; and no CPU keeps objects for itself."""
     with boot_guest("debian-6.1", "512M", 2, cmdline="slub_debug=FZPU") as guest:
-        agrees_with_slabinfo(guest, witness)
+        agrees_with_slabinfo(guest, witness, frozenset({"seq_file", "kmalloc-cg-4k"}))
         agrees_with_sysfs(guest)
         test_objects_by_list_and_by_count(guest)
         test_tasks_and_vmas_are_allocated(guest)
@@ -221,7 +222,7 @@ def test_kfence(boot_guest: Callable[..., Guest], witness: Any) -> None:
         agrees_with_slabinfo(guest, witness)
         test_every_slab_is_found(guest)
         with guest.paused():
-            pool = guest.kernel.virt_to_phys(guest.kernel.space.pointer(guest.symbol("__kfence_pool")))
+            pool = guest.kernel.space.pointer(guest.symbol("__kfence_pool")) - guest.kernel.page_offset
             rows = slab_pages(guest.kernel, MemMap(guest.kernel))
         first = Pfn(pool // guest.kernel.space.format.page_size)
         inside = rows[rows["pfn"] - first < 512]  # 255 objects, a guard page beside each
