@@ -142,7 +142,8 @@ def _name(view: StructView) -> str:
     """What proc_task_name() prints (fs/proc/array.c): a kernel thread's name may not fit comm."""
     comm = view.text("comm")
     flags = view.int("flags")
-    private = view.ptr("worker_private") if view.has("worker_private") else 0  # e32cf5dfbe22 (5.17)
+    # e32cf5dfbe22 (5.17): in its own member; before, where a user's thread keeps an address.
+    private = view.ptr("worker_private" if view.has("worker_private") else "set_child_tid")
     if not flags & _PF_KTHREAD or not private:
         return comm
     kthread = view.kernel.view("kthread", VirtAddr(private))
