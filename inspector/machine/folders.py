@@ -14,7 +14,7 @@ from pathlib import Path
 from inspector.errors import SetupError
 
 _PREFIX = "m-"
-_LONGEST = 60
+_LONGEST = 55
 """Leaves room for a name below it: a Unix socket's path must stay below 108 bytes (unix(7))."""
 
 
@@ -59,16 +59,24 @@ def new_folder() -> tuple[Path, int]:
     """A private folder for one machine, and the descriptor that marks it as used while anyone holds it."""
     base = runtime_dir()
     with locked(base):
-        _sweep(base)
+        sweep(base)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return folder, fd
 
 
-def _sweep(base: Path) -> None:
-    """Remove the folders that nobody holds any more: their machine and its supervisor were both killed."""
-    for folder in base.glob(_PREFIX + "*"):
+def machine_folders(base: Path) -> list[Path]:
+    """The machines' folders below the user's."""
+    return sorted(base.glob(_PREFIX + "*"))
+
+
+def sweep(base: Path) -> None:
+    """Remove the folders that nobody holds any more: their machine and its supervisor were both killed.
+
+    The caller holds the lock of `base`.
+    """
+    for folder in machine_folders(base):
         with suppress(OSError):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class LocalMachine:
         self.kernel_path = config.kernel
         self.blocks: list[RamRange] = []
         self._closed = False
+        self._owner = os.getpid()
         self._qmp: Qmp | None = None
         self._process = QemuProcess(config, taken, self._exited)
         try:
@@ -279,7 +281,7 @@ class LocalMachine:
 
     def close(self) -> None:
         """End the guest; idempotent. Returns when QEMU, its sockets, its folder and its RAM are gone."""
-        if self._closed:
+        if self._closed or os.getpid() != self._owner:  # a fork of ours ends: the guest is not its own
             return
         self._closed = True
         atexit.unregister(self.close)

@@ -19,7 +19,7 @@ from inspector.machine.model import (
     RunState,
     StateListener,
 )
-from inspector.machine.names import list_guests, socket_path
+from inspector.machine.names import open_guests
 from inspector.machine.wire import (
     VERSION,
     Line,
@@ -34,8 +34,8 @@ from inspector.machine.wire import (
 class RemoteMachine:
     """See the Machine protocol for what it answers. Made by `connect`; thread-safe."""
 
-    def __init__(self, name: str) -> None:
-        self._path = socket_path(name)
+    def __init__(self, name: str, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
         self._idle: list[Line] = []
         self._listeners: list[StateListener] = []
@@ -243,12 +243,12 @@ class RemoteMachine:
 
 def connect(name: str) -> RemoteMachine:
     """Reach the guest that another process serves as `name`. Raises MachineError, naming the open ones."""
-    names = list_guests()
-    if name not in names:
+    guests = open_guests()
+    if name not in guests:
         known = (
-            f"open are: {', '.join(names)}"
-            if names
-            else "none is open; `kmi boot --name NAME` holds one open"
+            f"open are: {', '.join(sorted(guests))}"
+            if guests
+            else "none is; `kmi boot --name NAME` opens one"
         )
         raise MachineError(f"no guest named {name!r} is open: {known}")
-    return RemoteMachine(name)
+    return RemoteMachine(name, guests[name])

@@ -50,7 +50,7 @@ class RunControl:
         self._told = RunState("paused", "starting")
         self._listeners: list[StateListener] = []
         self._mourners: list[DeathListener] = []
-        self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._tell, name="kmi-state", daemon=True).start()
 
     # what happens
@@ -108,6 +108,7 @@ class RunControl:
             gdb, self._gdb = self._gdb, None
             for mourner in self._mourners:
                 self._news.put(lambda mourner=mourner: mourner(why))  # type: ignore[misc]
+            self._news.put(None)
         if gdb:
             gdb.close()
 
@@ -122,9 +123,9 @@ class RunControl:
         self._changed.notify_all()
 
     def _tell(self) -> None:
-        while True:
+        while (news := self._news.get()) is not None:
             with suppress(Exception):  # a listener's fault is not the guest's
-                self._news.get()()
+                news()
 
     # what is asked
 
@@ -154,8 +155,7 @@ class RunControl:
         with self._changed:
             self._mourners.append(listener)
             if self._dead is not None:
-                why = self._dead
-                self._news.put(lambda: listener(why))
+                threading.Thread(target=listener, args=(self._dead,), daemon=True).start()
 
     def check_alive(self) -> None:
         """Raises GuestDied, with the reason."""

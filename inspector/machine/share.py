@@ -14,10 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from inspector.errors import InspectorError, MachineError
-from inspector.machine.folders import locked
 from inspector.machine.local import LocalMachine
 from inspector.machine.model import RunState
-from inspector.machine.names import check_free, guests_dir, socket_path
+from inspector.machine.names import listen
 from inspector.machine.wire import VERSION, Line, pack_completed, pack_error, peer_is_us
 
 
@@ -27,17 +26,11 @@ class Server:
     def __init__(self, machine: LocalMachine, name: str) -> None:
         self.machine = machine
         self.name = name
-        self.path = socket_path(name)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with locked(guests_dir()):
-            check_free(name)
-            self.path.unlink(missing_ok=True)
-            self._listener.bind(str(self.path))
-            self.path.chmod(0o600)
-            self._listener.listen(16)
+        self._listener, self.path = listen(machine.folder, name)
         self._lock = threading.Lock()
         self._clients: set[_Client] = set()
         self._closed = False
+        self._owner = os.getpid()
         self.paused_by: _Client | None = None
         """Whose pause holds the guest, if a client's does."""
         machine.on_state(self._tell)
@@ -91,7 +84,7 @@ class Server:
     def close(self) -> None:
         """Stop serving; clients see the guest gone. Idempotent; the machine goes on."""
         with self._lock:
-            if self._closed:
+            if self._closed or os.getpid() != self._owner:  # a fork of ours ends: the guest is not its own
                 return
             self._closed = True
             clients = list(self._clients)

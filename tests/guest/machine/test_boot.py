@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def ram_files() -> list[str]:
 
 
 def test_it_comes_up_and_goes_without_a_trace(config: Config, runtime: Path) -> None:
-    before = len(ram_files())
+    before, threads = len(ram_files()), set(threading.enumerate())
     machine = start(config())
     pid = machine.qemu_pid
     assert pid is not None
@@ -41,6 +42,7 @@ def test_it_comes_up_and_goes_without_a_trace(config: Config, runtime: Path) -> 
     assert not Path(f"/proc/{pid}").exists()
     assert not machine.folder.exists()
     assert len(ram_files()) == before
+    assert not [thread.name for thread in set(threading.enumerate()) - threads if thread.is_alive()]
     with pytest.raises(GuestDied, match="closed"):
         machine.run("true")
     assert machine.state().reason == "dead: closed"
@@ -184,11 +186,9 @@ def test_an_argument_that_qemu_refuses(config: Config, runtime: Path) -> None:
         start(config(extra=("-device", "no-such-device")))
 
 
-def test_a_taken_name_is_refused_before_the_boot(
-    config: Config, runtime: Path, machine: LocalMachine
-) -> None:
-    with serve(machine, "taken"):
-        assert list_guests() == ["taken"]
-        with pytest.raises(UsageError, match="'taken' is already open"):
-            start(config(name="taken"))
+def test_a_taken_name_is_refused_before_the_boot(config: Config, machine: LocalMachine) -> None:
+    with serve(machine, f"taken-{os.getpid()}"):
+        assert f"taken-{os.getpid()}" in list_guests()
+        with pytest.raises(UsageError, match="is already open"):
+            start(config(name=f"taken-{os.getpid()}"))
         assert machine.alive

@@ -17,8 +17,9 @@ import pytest
 
 from inspector.errors import CommandTimeout, GuestDied, MachineError, QmpError, UsageError
 from inspector.machine import LocalMachine, RunState, Server, connect, list_guests, serve
+from inspector.machine.folders import new_folder, runtime_dir
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, StateListener
-from inspector.machine.names import guests_dir, socket_path
+from inspector.machine.names import check_name
 from inspector.machine.runcontrol import RunControl
 from inspector.units import VirtAddr
 
@@ -55,6 +56,7 @@ class Stand:
     blocks = ((0, 4096, 0), (1 << 32, 4096, 4096))
 
     def __init__(self) -> None:
+        self.folder, self.lock = new_folder()
         self.ram_fd = os.memfd_create("stand")
         os.write(self.ram_fd, b"A" * 4096 + b"B" * 4096)
         self.control = RunControl(Path("/no/such/socket"))
@@ -122,6 +124,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
         stand = Stand()
         yield stand
         os.close(stand.ram_fd)
+        os.close(stand.lock)
 
 
 @pytest.fixture
@@ -271,7 +274,7 @@ def test_a_name_that_is_not_open_names_those_that_are(server: Server) -> None:
 
 
 def test_no_guest_at_all(stand: Stand) -> None:
-    with pytest.raises(MachineError, match="none is open"):
+    with pytest.raises(MachineError, match="none is;"):
         connect("stand")
 
 
@@ -282,20 +285,22 @@ def test_a_taken_name_is_refused(stand: Stand, server: Server) -> None:
         assert remote.running, "the first goes on"
 
 
-def test_what_a_dead_holder_left_is_swept_and_its_name_is_free(stand: Stand) -> None:
+def test_what_a_dead_holder_left_is_not_open_and_its_name_is_free(stand: Stand) -> None:
+    folder, lock = new_folder()
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(socket_path("stand")))
-    assert socket_path("stand").exists()
+        dead.bind(str(folder / "stand.sock"))
     assert list_guests() == []
-    assert not socket_path("stand").exists()
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(socket_path("stand")))
     with serve(cast(LocalMachine, stand)):
         assert list_guests() == ["stand"]
+    assert folder.exists(), "somebody holds it"
+    os.close(lock)
+    assert list_guests() == []
+    assert not folder.exists()
 
 
 def test_only_we_may_enter(stand: Stand, server: Server) -> None:
-    assert guests_dir().stat().st_mode & 0o777 == 0o700
+    assert runtime_dir().stat().st_mode & 0o777 == 0o700
+    assert server.path.parent.stat().st_mode & 0o777 == 0o700
     assert server.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -313,7 +318,7 @@ def test_noise_ends_no_server(server: Server, noise: bytes) -> None:
 @pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 32, ".hidden"])
 def test_names_that_make_no_sense(stand: Stand, name: str) -> None:
     with pytest.raises(UsageError, match="not a guest's name"):
-        socket_path(name)
+        check_name(name)
 
 
 def _await(met: Any) -> None:

@@ -200,12 +200,10 @@ def test_a_paused_guest_is_refused(channel: Channel, monkeypatch: pytest.MonkeyP
 
 
 def test_time_stands_while_the_guest_is_paused(channel: Channel) -> None:
-    def reply(agent: Agent, frame: Frame) -> None:
-        channel.running = False
-        threading.Timer(1.0, lambda: agent.exit(frame.id, 0)).start()
-
-    channel.agent(reply)
-    assert channel.shell.run("true", timeout=0.3).returncode == 0
+    channel.agent(lambda agent, frame: threading.Timer(0.6, lambda: agent.exit(frame.id, 0)).start())
+    runs = iter([True])  # as the command begins, and not once after that
+    channel.shell._is_running = lambda: next(runs, False)
+    assert channel.shell.run("true", timeout=0.1).returncode == 0
 
 
 def test_spawn_gives_the_pid_or_the_reason(channel: Channel) -> None:
