@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,13 +38,11 @@ def test_a_long_path_falls_back_to_one_that_a_socket_can_have(
 
 
 @pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch) -> Path:
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime folder that is short and nobody else's."""
-    import tempfile
-
-    holder = Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(holder))
-    return holder / "kmi"
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as holder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", holder)
+        yield Path(holder) / "kmi"
 
 
 def test_a_folder_open_to_others_is_refused(base: Path) -> None:
