@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from inspector import images, machine, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
-from inspector.kernel import buddy, cpus, frames, pages, tasks, zones
+from inspector.kernel import buddy, cpus, frames, owners, pages, tasks, zones
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.owners import Owners
 from inspector.kernel.pages import Page
 from inspector.kernel.rmap import Alias, ReverseMap
 from inspector.kernel.tasks import Task
@@ -303,6 +304,11 @@ class Guest:
         """A row a PFN for all of memory, as kernel.frames.FRAME."""
         with self.still():
             return frames.frames(self.kernel)
+
+    def owners(self) -> Owners:
+        """Who owns each frame: a class for every PFN, and for most the very task, cache, area or module."""
+        with self.still():
+            return owners.owners(self.kernel)
 
     def reverse_map(self) -> ReverseMap:
         """Who maps each frame, from the page tables of every task and the kernel. Raises CorruptGuest."""

@@ -44,3 +44,11 @@ def current_task(kernel: Kernel, cpu: int) -> StructView:
     if task is None:
         raise KernelError(f"CPU {cpu} has no current task")
     return task
+
+
+def idle_tasks(kernel: Kernel) -> list[StructView]:
+    """Each online CPU's idle task, which is on no list (C: cpu_rq(cpu)->idle)."""
+    if "runqueues" not in kernel.symbols:
+        return []
+    idle = [kernel.view("rq", kernel.per_cpu("runqueues", cpu)).deref("idle") for cpu in kernel.online_cpus()]
+    return [task for task in idle if task is not None]

@@ -1,0 +1,113 @@
+"""Owners of frames against what the guest says of its tasks, modules and memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inspector import Guest
+from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner, stack_size
+from inspector.kernel.vmstat import Counters
+from inspector.kernel.zones import nodes
+
+pytestmark = pytest.mark.guest
+
+_PAGE = 4096
+_PRESENT, _PFN = np.uint64(1 << 63), np.uint64((1 << 55) - 1)
+_TRIES = 5
+
+# What the struct page says by itself may be told more precisely, but never otherwise.
+REFINES = {
+    FrameState.HOLE: {Owner.NO_PAGE},
+    FrameState.FREE: {Owner.FREE},
+    FrameState.PER_CPU: {Owner.PER_CPU_FREE},
+    FrameState.SLAB: {Owner.SLAB},
+    FrameState.PAGE_TABLE: {Owner.PAGE_TABLE},
+    FrameState.ANON: {Owner.ANON, Owner.SWAP_CACHE},
+    FrameState.FILE: {Owner.PAGE_CACHE, Owner.SHMEM, Owner.HUGETLB, Owner.SWAP_CACHE},
+}
+
+
+def test_a_mark_in_struct_page_is_never_overruled(any_guest: Guest) -> None:
+    """frames() is checked against /proc/kpageflags elsewhere; owners() must not contradict it."""
+    with any_guest.paused():
+        states, owned = any_guest.frames()["state"], any_guest.owners().rows["owner"]
+    for state, allowed in REFINES.items():
+        assert set(owned[states == state].tolist()) <= {int(owner) for owner in allowed}, state.name
+
+
+def test_anonymous_memory_is_its_tasks(any_guest: Guest, start: Any, witness: Any) -> None:
+    """Every frame that pagemap gives for a task's own memory is that task's."""
+    pid = start(any_guest, "/labs/touch 8M --no-thp")
+    (area,) = [vma for vma in any_guest.task(pid).vmas() if vma.size == 8 << 20 and not vma.inode]
+    path = f"/proc/{pid}/pagemap@{area.start // _PAGE * 8}+{area.size // _PAGE * 8}"
+    witnessed, owners = witness(any_guest, [path], any_guest.owners)
+    assert witnessed.same(path)
+    entries = np.frombuffer(witnessed.readings[path][0], np.uint64)
+    assert len(entries) == 2048
+    assert {owners.of(int(entry & _PFN)) for entry in entries if entry & _PRESENT} == {
+        (Owner.ANON, f"touch ({pid})")
+    }
+
+
+def test_kernel_stacks(any_guest: Guest) -> None:
+    """Each thread has one, whole; all together are what the kernel counts, its CPUs' shares added."""
+    kernel = any_guest.kernel
+    for _ in range(_TRIES):
+        with any_guest.paused():
+            stacks = any_guest.owners().by_label(Owner.KERNEL_STACK)
+            counters = Counters(kernel)
+            counted = sum(counters.node(node, exact=True)["nr_kernel_stack"] for node in nodes(kernel))
+        if sum(stacks.values()) * 4 == counted:  # a task that is on its way out has one, but is on no list
+            assert set(stacks.values()) == {stack_size(kernel) // _PAGE}
+            return
+    pytest.fail(f"the kernel counts {counted} kB; ours: {sum(stacks.values()) * 4} kB")
+
+
+def test_modules(any_guest: Guest) -> None:
+    """The pages of each module that /proc/modules lists, by its size."""
+    listed = {
+        line.split()[0]: int(line.split()[1])
+        for line in any_guest.run("cat /proc/modules").stdout.splitlines()
+    }
+    found = any_guest.owners().by_label(Owner.MODULE)
+    assert listed
+    assert found.keys() == listed.keys()
+    for name, size in listed.items():
+        assert size <= found[name] * _PAGE < size + 16 * _PAGE, name  # each part takes whole pages
+
+
+def counts(label: str) -> bool:
+    """Whether mm->pgtables_bytes counts tables of that level: PUD, PMD and PTE alone."""
+    return not label.startswith(("PGD", "P4D"))
+
+
+def test_page_tables_of_tasks(any_guest: Guest, witness: Any) -> None:
+    """A task's tables below its root are what /proc/PID/status counts as VmPTE."""
+    for _ in range(_TRIES):
+        users = {task.pid: task.name for task in any_guest.tasks() if task.mm}
+        paths = {pid: f"/proc/{pid}/status" for pid in users}
+        witnessed, owners = witness(any_guest, list(paths.values()), any_guest.owners)
+        tables = owners.by_label(Owner.PAGE_TABLE)
+        wrong = {}
+        for pid, path in paths.items():
+            stated = [int(re.findall(r"VmPTE:\s+(\d+) kB", r.decode())[0]) for r in witnessed.readings[path]]
+            ours = sum(n for label, n in tables.items() if label.endswith(f"({pid})") and counts(label))
+            if stated[0] == stated[1] != ours * 4:
+                wrong[pid] = (stated, ours * 4)
+        if not wrong:
+            return
+    pytest.fail(f"(/proc, ours) in kB: {wrong}")
+
+
+def test_the_remainder_is_small(guest: Guest) -> None:
+    """Frames in use that nothing tells the owner of: under 5% on the default guest."""
+    counts = guest.owners().counts()
+    in_use = sum(counts.values()) - counts[Owner.FREE] - counts[Owner.PER_CPU_FREE] - counts[Owner.NO_PAGE]
+    assert counts[Owner.UNMARKED] < 0.05 * in_use
+    assert counts[Owner.ZERO_PAGE] == 1
+    assert counts[Owner.MEMMAP] == (512 << 20) // _PAGE * 64 // _PAGE
