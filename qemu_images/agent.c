@@ -191,6 +191,21 @@ static void write_text(const char *path, const char *text)
 	}
 }
 
+/* Run a command that needs no shell by itself; come back where it needs one. */
+static void exec_plain(const char *command)
+{
+	char *copy, *words[64], *rest;
+	int count = 0;
+
+	if (strpbrk(command, "|&;<>()$`\\\"'*?[]#~=%!{}\n") || !(copy = strdup(command)))
+		return;
+	for (char *word = strtok_r(copy, " \t", &rest); word && count < 63; word = strtok_r(NULL, " \t", &rest))
+		words[count++] = word;
+	words[count] = NULL;
+	if (count && count < 63)
+		execvp(words[0], words);
+}
+
 static void child(const char *command, int out_fd, int err_fd)
 {
 	sigset_t none;
@@ -204,7 +219,9 @@ static void child(const char *command, int out_fd, int err_fd)
 	setpriority(PRIO_PROCESS, 0, 0);
 	write_text("/proc/self/oom_score_adj", "0");     /* the agent may not be killed, what it runs may */
 	dup2(open("/dev/null", O_RDWR | O_CLOEXEC), 0);
-	if (out_fd < 0) {
+	int spawned = out_fd < 0;
+
+	if (spawned) {
 		snprintf(log, sizeof log, "/tmp/spawn-%d.log", (int)getpid());
 		out_fd = err_fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 		if (out_fd < 0)
@@ -212,6 +229,8 @@ static void child(const char *command, int out_fd, int err_fd)
 	}
 	dup2(out_fd, 1);
 	dup2(err_fd, 2);
+	if (spawned)
+		exec_plain(command);
 	execl("/bin/sh", "sh", "-c", command, (char *)NULL);
 	_exit(127);
 }
@@ -259,12 +278,23 @@ fail:
 	send_s32(EXIT, id, 126);
 }
 
+/* The answer waits until the program is in place: who asks for the task at once must not find the agent's copy. */
 static void spawn(uint32_t id, const char *command)
 {
-	pid_t pid = fork();
+	int started[2] = { -1, -1 };
+	char byte;
+	pid_t pid;
 
+	if (pipe2(started, O_CLOEXEC) < 0)
+		started[0] = started[1] = -1;
+	pid = fork();
 	if (pid == 0)
 		child(command, -1, -1);
+	close(started[1]);
+	if (pid > 0)
+		while (read(started[0], &byte, 1) < 0 && errno == EINTR)
+			;
+	close(started[0]);
 	send_s32(SPAWNED, id, pid < 0 ? -errno : pid);
 }
 

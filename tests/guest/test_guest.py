@@ -45,6 +45,20 @@ def test_a_command_for_a_guest_that_stands_still(guest: Guest) -> None:
     assert guest.run("echo well").stdout == "well\n"
 
 
+def test_a_spawned_task_is_its_program_at_once(guest: Guest) -> None:
+    for _ in range(10):
+        pid = guest.spawn("/labs/touch 1M")
+        assert guest.task(pid).comm == "touch"
+        guest.run(f"kill {pid}")
+
+
+def test_a_spawned_command_may_need_the_shell(guest: Guest) -> None:
+    pid = guest.spawn("echo $((6 * 7)) > /tmp/answer; sleep 1000")
+    guest.run("until [ -s /tmp/answer ]; do sleep 0.05; done", timeout=10).check()
+    assert guest.run("cat /tmp/answer").stdout == "42\n"
+    guest.run(f"kill {pid}")
+
+
 def test_the_clock_stands_still_while_paused(guest: Guest) -> None:
     """The guest's own tick count does not move between two readings inside paused()."""
     with guest.paused():
