@@ -79,7 +79,7 @@ def page(kernel: Kernel, pfn: Pfn) -> Page:
         pfn=pfn,
         address=view.address,
         flags=flags,
-        flag_names=tuple(name for name, bit in bits.items() if flags >> bit & 1),
+        flag_names=_flag_names(kernel, flags, bits, anon=mapping & 3 == 1),
         refcount=view.int("_refcount.counter"),
         mapcount=None if typed else view.int("_mapcount.counter") + 1,
         page_type=_type_name(kernel, word) if typed else None,
@@ -92,6 +92,17 @@ def page(kernel: Kernel, pfn: Pfn) -> Page:
         zone=zone.name if zone else None,
         node=zone.node if zone else None,
     )
+
+
+def _flag_names(kernel: Kernel, flags: int, bits: dict[str, int], *, anon: bool) -> tuple[str, ...]:
+    """The names of the bits that are set; some bits mean another thing on pages of some kinds."""
+    names = [name for name, bit in bits.items() if flags >> bit & 1]
+    aliases = {"PG_swapcache": "swapbacked" in names, "PG_anon_exclusive": anon}  # the latter since 5.19
+    known = kernel.types.enum("pageflags")
+    meant = {
+        known[alias]: alias.removeprefix("PG_") for alias, so in aliases.items() if so and alias in known
+    }
+    return tuple(meant.get(bits[name], name) for name in names)
 
 
 def _is_typed(word: int) -> bool:
