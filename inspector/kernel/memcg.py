@@ -18,6 +18,7 @@ from inspector.units import VirtAddr, printable
 
 _OBJEXTS, _KMEM = 1 << 0, 1 << 1  # enum page_memcg_data_flags
 _POINTER = ~0x7  # OBJEXTS_FLAGS_MASK and what it was before
+_NO_TYPE, _TYPE_BASE, _PG_KMEMCG = 0xFFFFFFFF, 0xF0000000, 0x200  # include/linux/page-flags.h, 5.10
 _MAX_GROUPS = 1 << 18
 _MAX_DEPTH = 256
 _MAX_NAME = 256
@@ -101,7 +102,20 @@ def charges(
     rows["inode"][charged], rows["kind"][charged] = _resolve(
         kernel, words[charged], memory_groups(kernel) if groups is None else groups
     )
+    if path == "mem_cgroup":
+        _mark_kernel_pages(memmap, rows, heads)
     return rows
+
+
+def _mark_kernel_pages(memmap: MemMap, rows: NDArray[np.void], heads: NDArray[np.int64]) -> None:
+    """Before 18b2db3b0385 (5.11) it was a page type, PG_kmemcg, that told the kernel's own memory."""
+    words = np.full(memmap.end, _NO_TYPE, np.uint32)
+    for first, end in memmap.runs:
+        words[first:end] = memmap.column(first, end, "page_type", "<u4")
+    words = words[heads]
+    typed = (words & np.uint32(_TYPE_BASE)) == np.uint32(_TYPE_BASE)
+    marked = typed & (words & np.uint32(_PG_KMEMCG) == 0) & (rows["kind"] == ChargeKind.USER)
+    rows["kind"][marked] = ChargeKind.KERNEL
 
 
 def _resolve(

@@ -73,8 +73,9 @@ class _Meminfo:
         yield "Mlocked", state("NR_MLOCK")
         yield "SwapTotal", swap_total
         yield "SwapFree", swap_free
-        yield "Zswap", self._zswap()
-        yield "Zswapped", self._zswapped()
+        if "ZSWPIN" in kernel.types.enum("vm_event_item"):  # f6498b776d28 (5.19)
+            yield "Zswap", self._zswap()
+            yield "Zswapped", self._word32("zswap_stored_pages")
         yield "Dirty", state("NR_FILE_DIRTY")
         yield "Writeback", state("NR_WRITEBACK")
         yield "AnonPages", state("NR_ANON_MAPPED")
@@ -149,12 +150,6 @@ class _Meminfo:
         size = self._word("zswap_pool_total_size")
         return None if size is None else size // self.kernel.space.format.page_size
 
-    def _zswapped(self) -> int | None:
-        """6e1fa555ec77 (6.13) made the counter a long: what follows it then is zero as well."""
-        if "zswap_stored_pages" not in self.kernel.symbols or not self.kernel.types.has("vm_event_item"):
-            return None
-        return self.kernel.space.u32(self.kernel.symbol("zswap_stored_pages"))
-
     def _commit_limit(self, total: int) -> int:
         """vm_commit_limit(): what may be promised where overcommit is off."""
         kernel = self.kernel
@@ -197,6 +192,10 @@ class _Meminfo:
 
     def _word(self, symbol: str) -> int | None:
         return self.kernel.word(symbol) if symbol in self.kernel.symbols else None
+
+    def _word32(self, symbol: str) -> int | None:
+        """An atomic_t; the low half of what 6e1fa555ec77 (6.13) made an atomic_long_t of."""
+        return self.kernel.space.u32(self.kernel.symbol(symbol)) if symbol in self.kernel.symbols else None
 
 
 def _hstates(kernel: Kernel) -> list[StructView]:
