@@ -16,7 +16,8 @@ from inspector import errors
 from inspector.errors import InspectorError
 
 if TYPE_CHECKING:
-    from inspector.guest import Guest, attach, boot
+    from inspector.guest import Guest
+    from inspector.opening import attach, boot
 
 __version__ = "0.1.0"
 __all__ = ["Guest", "InspectorError", "attach", "boot", "errors"]
@@ -24,8 +25,12 @@ __all__ = ["Guest", "InspectorError", "attach", "boot", "errors"]
 
 def __getattr__(name: str) -> Any:
     # Lazily: `import inspector` costs no numpy and no QEMU client until a guest is asked for.
-    if name in ("Guest", "attach", "boot"):
-        from inspector import guest
+    if name == "Guest":
+        from inspector.guest import Guest
 
-        return getattr(guest, name)
+        return Guest
+    if name in ("attach", "boot"):
+        from inspector import opening
+
+        return getattr(opening, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

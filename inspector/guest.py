@@ -13,25 +13,41 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector import images, machine, symbols
+from inspector import images, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
-from inspector.kernel import buddy, cpus, frames, owners, pages, tasks, zones
+from inspector.kernel import (
+    buddy,
+    cpus,
+    frames,
+    memcg,
+    meminfo,
+    modules,
+    owners,
+    pages,
+    resources,
+    slabs,
+    swap,
+    tasks,
+    vmalloc,
+    zones,
+)
+from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.modules import Module
 from inspector.kernel.owners import Owners
 from inspector.kernel.pages import Page
+from inspector.kernel.resources import Resource
 from inspector.kernel.rmap import Alias, ReverseMap
+from inspector.kernel.slabs import SlabCache
+from inspector.kernel.swap import SwapArea
 from inspector.kernel.tasks import Task
+from inspector.kernel.vmalloc import VmallocArea
 from inspector.kernel.zones import Zone
-from inspector.machine import Completed, CpuRegisters, Machine, MachineConfig, RunState
-from inspector.machine.accel import AccelChoice
+from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
-from inspector.progress import SILENT, Reporter
 from inspector.symbols import Kernel, Symbol
-from inspector.units import Pfn, PhysAddr, VirtAddr, parse_size, printable
-
-DEFAULT_KERNEL = "debian-6.1"
-DEFAULT_MEMORY = "512M"
+from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +321,41 @@ class Guest:
         with self.still():
             return frames.frames(self.kernel)
 
+    def slabs(self) -> list[SlabCache]:
+        """Every slab cache, with the counts of /proc/slabinfo. Raises CorruptGuest."""
+        with self.still():
+            return slabs.slabs(self.kernel)
+
+    def vmalloc_areas(self) -> list[VmallocArea]:
+        """Every area of the vmalloc region, as /proc/vmallocinfo lists them. Raises CorruptGuest."""
+        with self.still():
+            return vmalloc.areas(self.kernel)
+
+    def modules(self) -> list[Module]:
+        """Every loaded module and where it lies. Raises CorruptGuest."""
+        with self.still():
+            return modules.modules(self.kernel)
+
+    def iomem(self) -> list[Resource]:
+        """What each range of physical addresses is for, as /proc/iomem shows it. Raises CorruptGuest."""
+        with self.still():
+            return resources.iomem(self.kernel)
+
+    def meminfo(self) -> dict[str, int]:
+        """The numbers of /proc/meminfo, computed as the kernel does."""
+        with self.still():
+            return meminfo.meminfo(self.kernel)
+
+    def memory_groups(self) -> list[MemoryGroup]:
+        """Every memory cgroup, with what is charged to it. Raises CorruptGuest."""
+        with self.still():
+            return memcg.memory_groups(self.kernel)
+
+    def swap_areas(self) -> list[SwapArea]:
+        """Every swap area in use, as /proc/swaps lists them."""
+        with self.still():
+            return swap.areas(self.kernel)
+
     def owners(self) -> Owners:
         """Who owns each frame: a class for every PFN, and for most the very task, cache, area or module."""
         with self.still():
@@ -318,53 +369,3 @@ class Guest:
     def mapped_by(self, pfn: Pfn) -> list[Alias]:
         """Every virtual address of a frame, tasks' and the kernel's; reverse_map() answers for many."""
         return self.reverse_map().of(pfn)
-
-
-def boot(
-    kernel: str | Path = DEFAULT_KERNEL,
-    memory: str | int = DEFAULT_MEMORY,
-    cpus: int = 1,
-    *,
-    initrd: Path | None = None,
-    name: str = "",
-    cmdline: str = "",
-    accel: AccelChoice = "auto",
-    la57: bool = False,
-    vmlinux: Path | None = None,
-    reporter: Reporter = SILENT,
-) -> Guest:
-    """Boot a guest and attach to it. `kernel` is a name of `kmi kernels` or a bzImage or vmlinux.
-
-    With an `initrd` of the user's own there is no agent in the guest: run() and spawn() raise MachineError.
-    The first time fetches the kernel and builds the guest image into the cache. Raises UsageError,
-    ImageError, BootError, SymbolsError; leaves nothing behind when it does.
-    """
-    files = images.fetch_kernel(str(kernel), reporter)
-    config = MachineConfig(
-        kernel=files.bzimage,
-        initrd=initrd or images.guest_image(files, reporter),
-        memory=parse_size(memory) if isinstance(memory, str) else memory,
-        cpus=cpus,
-        cmdline=cmdline,
-        accel=accel,
-        la57=la57,
-        name=name,
-        agent=initrd is None,
-    )
-    started = machine.start(config, reporter)
-    try:
-        with reporter.task("Reading the kernel's names and types"):
-            return Guest(started, vmlinux=vmlinux)
-    except BaseException:
-        started.close()
-        raise
-
-
-def attach(name: str, *, vmlinux: Path | None = None) -> Guest:
-    """Attach to a guest that another process holds open (`kmi boot --name NAME`). Raises MachineError."""
-    connected = machine.connect(name)
-    try:
-        return Guest(connected, vmlinux=vmlinux)
-    except BaseException:
-        connected.close()
-        raise

@@ -15,8 +15,9 @@ from inspector.cli import bench_rows, output
 from inspector.cli.bench_drgn import NAME, Drgn, installed
 from inspector.cli.bench_rows import FULL, QUICK, Effort, Row
 from inspector.cli.progress import reporter
-from inspector.guest import DEFAULT_KERNEL, Guest
+from inspector.guest import Guest
 from inspector.machine import LocalMachine
+from inspector.opening import DEFAULT_KERNEL
 from inspector.progress import Reporter
 
 _SMALL, _LARGE, _BUSY = "512M", "8G", "2G"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import inspector
-from inspector import guest as defaults
+from inspector import opening as defaults
 from inspector.cli.progress import reporter
 from inspector.errors import UsageError
 from inspector.guest import Guest

@@ -1,0 +1,65 @@
+"""How a guest is come by: booted here, or held open by another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inspector import images, machine
+from inspector.guest import Guest
+from inspector.machine import MachineConfig
+from inspector.machine.accel import AccelChoice
+from inspector.progress import SILENT, Reporter
+from inspector.units import parse_size
+
+DEFAULT_KERNEL = "debian-6.1"
+DEFAULT_MEMORY = "512M"
+
+
+def boot(
+    kernel: str | Path = DEFAULT_KERNEL,
+    memory: str | int = DEFAULT_MEMORY,
+    cpus: int = 1,
+    *,
+    initrd: Path | None = None,
+    name: str = "",
+    cmdline: str = "",
+    accel: AccelChoice = "auto",
+    la57: bool = False,
+    vmlinux: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> Guest:
+    """Boot a guest and attach to it. `kernel` is a name of `kmi kernels` or a bzImage or vmlinux.
+
+    With an `initrd` of the user's own there is no agent in the guest: run() and spawn() raise MachineError.
+    The first time fetches the kernel and builds the guest image into the cache. Raises UsageError,
+    ImageError, BootError, SymbolsError; leaves nothing behind when it does.
+    """
+    files = images.fetch_kernel(str(kernel), reporter)
+    config = MachineConfig(
+        kernel=files.bzimage,
+        initrd=initrd or images.guest_image(files, reporter),
+        memory=parse_size(memory) if isinstance(memory, str) else memory,
+        cpus=cpus,
+        cmdline=cmdline,
+        accel=accel,
+        la57=la57,
+        name=name,
+        agent=initrd is None,
+    )
+    started = machine.start(config, reporter)
+    try:
+        with reporter.task("Reading the kernel's names and types"):
+            return Guest(started, vmlinux=vmlinux)
+    except BaseException:
+        started.close()
+        raise
+
+
+def attach(name: str, *, vmlinux: Path | None = None) -> Guest:
+    """Attach to a guest that another process holds open (`kmi boot --name NAME`). Raises MachineError."""
+    connected = machine.connect(name)
+    try:
+        return Guest(connected, vmlinux=vmlinux)
+    except BaseException:
+        connected.close()
+        raise
