@@ -114,7 +114,8 @@ class _Painter:
         self.frames = frames
         self.page_size: int = kernel.space.format.page_size
         self.memmap = MemMap(kernel)
-        self.tasks = tasks(kernel)
+        self.threads = tasks(kernel, threads=True)
+        self.processes = [task for task in self.threads if task.pid == task.tgid]
         self.rows = np.zeros(len(frames), OWNED)
         self.rows["pfn"] = frames["pfn"]
         table = np.zeros(len(FrameState), np.uint8)
@@ -239,7 +240,7 @@ class _Painter:
         over = (Owner.UNMARKED, Owner.RESERVED, Owner.PAGE_TABLE)
         kernel_tables = self.kernel.space.tables(user_end(self.kernel))
         self._tables(kernel_tables, "kernel", over)
-        for task in self.tasks:
+        for task in self.processes:
             if task.mm:
                 found = task.space.tables(0, user_end(self.kernel))
                 self._tables(found, _name(task), over)
@@ -250,7 +251,7 @@ class _Painter:
 
     def kernel_stacks(self) -> None:
         """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""
-        threads = tasks(self.kernel, threads=True)
+        threads = self.threads
         idle = idle_tasks(self.kernel)
         size = stack_size(self.kernel)
         stacks = [thread.stack for thread in threads] + [view.ptr("stack") for view in idle]
@@ -266,7 +267,7 @@ class _Painter:
 
     def user_memory(self) -> None:
         """Anonymous memory by task; the page cache's kinds; kernel allocations that a task can see."""
-        index = rmap.ReverseMap.build(self.kernel)
+        index = rmap.ReverseMap.build(self.kernel, self.processes)
         names = self.labelled([_name(task) for task in index.owners])
         rows = index.rows[index.rows["owner"] != rmap.KERNEL]
         sizes = rows["size"].astype(np.int64) // self.page_size

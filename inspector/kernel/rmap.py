@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +54,10 @@ class ReverseMap:
             self._by_size[size] = chosen[np.argsort(chosen["pa"], kind="stable")]
 
     @classmethod
-    def build(cls, kernel: Kernel) -> ReverseMap:
+    def build(cls, kernel: Kernel, processes: Iterable[Task] | None = None) -> ReverseMap:
         """Scan the page tables of every address space and of the kernel. Raises CorruptGuest."""
-        # Threads and vfork()ed tasks share an address space: it is scanned once, for the first of them.
-        owners = {task.mm.address: task for task in tasks(kernel) if task.mm}
+        # Threads and vfork()ed tasks share an address space: it is scanned once, for one of them.
+        owners = {task.mm.address: task for task in processes or tasks(kernel) if task.mm}
         parts = [_rows(task.mappings(), index) for index, task in enumerate(owners.values())]
         parts.append(_rows(kernel.space.scan(user_end(kernel)), KERNEL))
         return cls(kernel, list(owners.values()), np.concatenate(parts))
