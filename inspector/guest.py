@@ -26,6 +26,7 @@ from inspector.kernel import (
     owners,
     pages,
     resources,
+    slab_objects,
     slabs,
     swap,
     tasks,
@@ -39,6 +40,7 @@ from inspector.kernel.owners import Owners
 from inspector.kernel.pages import Page
 from inspector.kernel.resources import Resource
 from inspector.kernel.rmap import Alias, ReverseMap
+from inspector.kernel.slab_objects import SlabObject
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.swap import SwapArea
 from inspector.kernel.tasks import Task
@@ -325,6 +327,16 @@ class Guest:
         """Every slab cache, with the counts of /proc/slabinfo. Raises CorruptGuest."""
         with self.still():
             return slabs.slabs(self.kernel)
+
+    def slab_objects(self, cache: SlabCache | None = None) -> NDArray[np.void]:
+        """Every object of a slab cache, or of all: allocated, or where it waits. Raises CorruptGuest."""
+        with self.still():
+            return slab_objects.objects(self.kernel, cache)
+
+    def slab_object(self, address: VirtAddr) -> SlabObject | None:
+        """The slab object that an address lies in; None where none is."""
+        with self.still():
+            return slab_objects.object_at(self.kernel, address)
 
     def vmalloc_areas(self) -> list[VmallocArea]:
         """Every area of the vmalloc region, as /proc/vmallocinfo lists them. Raises CorruptGuest."""

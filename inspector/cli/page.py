@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from rich.console import RenderableType
 from rich.text import Text
 
 from inspector.cli import output
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.guest import Guest
 from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
+from inspector.kernel.rmap import Alias
 from inspector.units import Pfn, PhysAddr, format_size, parse_int
 
 _WORDS_A_LINE = 2
@@ -21,10 +24,13 @@ _WORDS_A_LINE = 2
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame: its struct page, decoded and raw, and what it is in use for."""
+    """A frame: its struct page, decoded and raw, what it is in use for, whose it is and who maps it."""
 
     page: Page
     state: FrameState
+    owner: Owner
+    label: str
+    aliases: list[Alias]
     page_size: int
     raw: bytes
     read_stopped: bool
@@ -61,7 +67,9 @@ def read(guest: Guest, pfn: Pfn) -> Frame:
         state = FrameState(int(guest.frames()["state"][pfn]))
         kernel = guest.kernel
         raw = kernel.space.read(found.address, kernel.types.sizeof("page"))
-        return Frame(found, state, kernel.space.format.page_size, raw, True)
+        owner, label = guest.owners().of(pfn)
+        aliases = guest.mapped_by(pfn)
+        return Frame(found, state, owner, label, aliases, kernel.space.format.page_size, raw, True)
 
 
 def as_data(frame: Frame) -> dict[str, Any]:
@@ -73,6 +81,9 @@ def as_data(frame: Frame) -> dict[str, Any]:
         "phys": output.word(frame.phys),
         "page_size_bytes": frame.page_size,
         "state": frame.state.name.lower(),
+        "owner": frame.owner.name.lower(),
+        "owner_label": frame.label or None,
+        "mapped_by": [_alias(alias) for alias in frame.aliases],
         "struct_page": output.word(page.address),
         "flags": output.word(page.flags),
         "flag_names": list(page.flag_names),
@@ -90,6 +101,19 @@ def as_data(frame: Frame) -> dict[str, Any]:
     }
 
 
+def _alias(alias: Alias) -> dict[str, Any]:
+    return {
+        "pid": alias.task.pid if alias.task else None,
+        "comm": alias.task.comm if alias.task else None,
+        "region": alias.region,
+        "va": output.word(alias.va),
+        "entry": output.word(alias.entry),
+        "flags": list(alias.flags),
+        "page_size_bytes": alias.size,
+        "memory_type": alias.memory_type,
+    }
+
+
 def draw(frame: Frame, verbose: bool) -> None:
     """Print the frame for a person."""
     page = frame.page
@@ -99,7 +123,24 @@ def draw(frame: Frame, verbose: bool) -> None:
     for name, value in _rows(frame):
         table.add_row(Text(name, "dim"), output.guest_text(value))
     title = f"PFN {page.pfn} ({page.pfn:#x}), physical {frame.phys:#x} to {end - 1:#x}"
-    output.show(Text(title, "bold"), table, *(_dump(frame.raw) if verbose else ()))
+    dump = _dump(frame.raw) if verbose else ()
+    output.show(Text(title, "bold"), table, *_mapped_by(frame), *dump)
+
+
+def _mapped_by(frame: Frame) -> Iterator[RenderableType]:
+    """Every virtual address of the frame, and a warning where their cache attributes differ."""
+    if not frame.aliases:
+        return
+    table = output.plain_table("By", "At", "Page", "Entry", "Flags", right=("Page",))
+    for alias in frame.aliases:
+        whose = f"{alias.task.comm} ({alias.task.pid})" if alias.task else alias.region
+        size = format_size(alias.size)
+        flags = " ".join(alias.flags)
+        table.add_row(output.guest_text(whose), f"{alias.va:#x}", size, f"{alias.entry:#x}", flags)
+    yield output.heading("Mapped", "by page table entries, tasks' and the kernel's")
+    yield table
+    if len({alias.memory_type for alias in frame.aliases}) > 1:
+        yield Text("Its mappings differ in their cache attributes (PAT, PCD, PWT).", "yellow")
 
 
 def _dump(raw: bytes) -> Iterator[Text]:
@@ -119,6 +160,7 @@ def _rows(frame: Frame) -> list[tuple[str, str]]:
         block += f", which begins at PFN {page.head} ({page.head:#x})"
     return [
         ("state", f"{frame.state.name.lower().replace('_', ' ')}, {zone}"),
+        ("owner", frame.owner.name.lower().replace("_", " ") + (f": {frame.label}" if frame.label else "")),
         ("flags", f"{page.flags:#018x}  {' '.join(page.flag_names) or 'none that has a name'}"),
         ("refcount", str(page.refcount)),
         ("mapcount", mapcount),

@@ -18,6 +18,8 @@ from inspector.cli.main import main
 from inspector.errors import NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import FreeCounts, GuestInfo
 from inspector.kernel.frames import FRAME, FrameState
+from inspector.kernel.owners import OWNED, Owner, Owners
+from inspector.kernel.rmap import Alias
 from inspector.memory import MappedRam, RamBlock
 from inspector.units import PhysAddr, VirtAddr
 
@@ -127,6 +129,20 @@ class FakeGuest:
         rows["state"][16:] = FrameState.FREE
         rows["state"][200:] = FrameState.ANON
         return rows
+
+    def owners(self) -> Owners:
+        rows = np.zeros(256, OWNED)
+        rows["owner"][16:] = Owner.FREE
+        rows["owner"][200:] = Owner.ANON
+        rows["detail"][200:] = 1
+        return Owners(rows, ("", f"{ESC_NAME} (7)"))
+
+    def mapped_by(self, pfn: int) -> list[Alias]:
+        whose = task(7, ESC_NAME)
+        return [
+            Alias(whose, "user", VirtAddr(0x7000), 0xC8067, 4096, 3, 0, ("P", "RW")),
+            Alias(None, "direct map", VirtAddr(KERNEL_SYMBOL), 0x1E3, 2 << 20, 1, 3, ("P", "PS")),
+        ]
 
     def tasks(self) -> list[Any]:
         mm = thing(rss=3, total_vm=300, pgtables_bytes=20480)

@@ -18,6 +18,12 @@ def test_json(kmi: Kmi) -> None:
     assert data["flag_names"] == ["uptodate", "head"]
     assert (data["refcount"], data["mapcount"], data["head"], data["order"]) == (3, 2, 199, 3)
     assert data["read_stopped"] is True
+    assert data["owner"] == "anon"
+    assert data["owner_label"].endswith("(7)")
+    assert [(alias["pid"], alias["va"]) for alias in data["mapped_by"]] == [
+        (7, "0x7000"),
+        (None, "0xffffffff81000040"),
+    ]
 
 
 def test_drawn(kmi: Kmi) -> None:
@@ -25,6 +31,9 @@ def test_drawn(kmi: Kmi) -> None:
     assert out.startswith("PFN 200 (0xc8), physical 0xc8000 to 0xc8fff\n")
     for text in (
         "anon, zone DMA32 of node 0",
+        "anon: [red]x\\x1b[2J (7)",
+        "direct map",
+        "differ in their cache attributes",
         "uptodate head",
         "0xffff888000001230 (anon)",
         "order 3: 32 KiB",
