@@ -14,6 +14,7 @@ from inspector.cli import output, report_view
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.guest import Cpu, FreeCounts, Guest, GuestInfo
 from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owners
 from inspector.kernel.tasks import Task
 from inspector.kernel.zones import Zone
 
@@ -35,6 +36,7 @@ class Report:
     zones: list[Zone]
     free: list[FreeCounts]
     states: NDArray[np.uint8]
+    owners: Owners
     tasks: list[Task]
 
     @property
@@ -80,6 +82,7 @@ def gather(guest: Guest, live: bool = False) -> Report:
                 zones=[zone for zone in guest.zones() if zone.populated],
                 free=guest.buddy(),
                 states=guest.frames()["state"].copy(),
+                owners=guest.owners(),
                 tasks=guest.tasks(),
             )
     finally:
@@ -117,6 +120,10 @@ def as_data(report: Report) -> dict[str, Any]:
         "frames": {
             state.name.lower(): {"frames": count, "bytes": count * page}
             for state, count in report.state_counts.items()
+        },
+        "owners": {
+            owner.name.lower(): {"frames": count, "bytes": count * page}
+            for owner, count in report.owners.counts().items()
         },
         "tasks": [_task(task, page) for task in report.tasks],
     }

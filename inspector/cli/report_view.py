@@ -13,6 +13,7 @@ from rich.text import Text
 from inspector.cli import output
 from inspector.cli.output import guest_text, heading
 from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
 from inspector.kernel.zones import Zone
 from inspector.units import format_size
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _BAR = 20
 _STRIP_LINES = 4
+_NAMED = 3
 # A letter and a colour a state: the letter alone must do where there is no colour.
 STATES = {
     FrameState.HOLE: (" ", "", "no struct page"),
@@ -48,6 +50,8 @@ def draw(report: Report, every: bool = False) -> None:
         _free(report),
         heading("Frames", cell),
         _frames(report),
+        heading("Owners", "of all frames, with those that have most of each kind"),
+        _owners(report),
         heading("Tasks"),
         _tasks(report, every),
     )
@@ -160,6 +164,19 @@ def _frames(report: Report) -> RenderableType:
     lines = [strip(cells[at : at + width]) for at in range(0, cells.size, width)]
     note = f"PFN 0 to {report.states.size - 1:#x}, a cell is {format_size(per_cell * report.page_size)}"
     return Group(*lines, Text(note, "dim"), Text(""), table)
+
+
+def _owners(report: Report) -> RenderableType:
+    table = output.plain_table("Owner", "Frames", "Bytes", "Mostly", right=("Frames", "Bytes"))
+    for column, width in zip(table.columns, (max(len(owner.name) for owner in Owner), 7, 9), strict=False):
+        column.min_width = width
+    for owner, count in report.owners.counts().items():
+        if count:
+            named = [(label, n) for label, n in report.owners.by_label(owner).items() if label]
+            most = ", ".join(f"{label} {n}" for label, n in named[:_NAMED])
+            size = format_size(count * report.page_size)
+            table.add_row(owner.name.lower().replace("_", " "), str(count), size, guest_text(most, "dim"))
+    return table
 
 
 def majority(states: NDArray[np.uint8], cells: int) -> NDArray[np.uint8]:

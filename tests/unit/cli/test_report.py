@@ -35,6 +35,7 @@ def test_json(kmi: Kmi, fake: Any) -> None:
         "zones",
         "free_blocks",
         "frames",
+        "owners",
         "tasks",
     ]
     assert data["read_stopped"] is True
@@ -49,6 +50,7 @@ def test_json(kmi: Kmi, fake: Any) -> None:
         "Unmovable": [2, 0, 5],
         "Movable": [0, 0, 7],
     }
+    assert data["owners"]["anon"] == {"frames": 56, "bytes": 56 * 4096}
     assert data["frames"]["free"] == {"frames": 184, "bytes": 184 * 4096}
     assert data["frames"]["hole"]["frames"] == 16
     assert [task["pid"] for task in data["tasks"]] == [1, 2, 7]
