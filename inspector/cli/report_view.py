@@ -13,7 +13,6 @@ from rich.text import Text
 from inspector.cli import output
 from inspector.cli.output import guest_text, heading
 from inspector.kernel.frames import FrameState
-from inspector.kernel.owners import Owner
 from inspector.kernel.zones import Zone
 from inspector.units import format_size
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 _BAR = 20
 _STRIP_LINES = 4
 _NAMED = 3
+_FIXED = 40  # columns before the names
 # A letter and a colour a state: the letter alone must do where there is no colour.
 STATES = {
     FrameState.HOLE: (" ", "", "no struct page"),
@@ -168,8 +168,7 @@ def _frames(report: Report) -> RenderableType:
 
 def _owners(report: Report) -> RenderableType:
     table = output.plain_table("Owner", "Frames", "Bytes", "Mostly", right=("Frames", "Bytes"))
-    for column, width in zip(table.columns, (max(len(owner.name) for owner in Owner), 7, 9), strict=False):
-        column.min_width = width
+    table.columns[-1].overflow, table.columns[-1].max_width = "ellipsis", max(10, output.width() - _FIXED)
     for owner, count in report.owners.counts().items():
         if count:
             named = [(label, n) for label, n in report.owners.by_label(owner).items() if label]

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.symbols import Kernel
-from inspector.units import VirtAddr
 
 _MAX_NODES = 1 << 22  # of one tree
 _MAX_HEIGHT = 48  # a red-black tree of _MAX_NODES has at most 2 * 22 levels
-_MAX_FRAMES = 1 << 28  # 1 TiB of small pages
+_MAX_FRAMES = 1 << 25  # 128 GiB of small pages
 
 RANGE_FRAME = np.dtype([("pfn", np.uint64), ("va", np.uint64), ("index", np.uint32)])
 """A small page's worth of memory mapped inside range number `index`."""
@@ -125,12 +124,3 @@ def _clipped(
     if counts[kept].sum() > _MAX_FRAMES:
         raise CorruptGuest(f"kernel page tables map over {_MAX_FRAMES} pages in {len(first)} ranges")
     return mappings[kept], counts[kept]
-
-
-def kernel_text(kernel: Kernel, addresses: NDArray[np.uint64], limit: int = 256) -> list[str]:
-    """The C string at each address; untrusted. One address read once. Raises PageFault."""
-    known = {
-        int(each): kernel.space.cstring(VirtAddr(int(each)), limit) if each else ""
-        for each in np.unique(addresses)
-    }
-    return [known[int(each)] for each in addresses]

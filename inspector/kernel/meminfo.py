@@ -12,7 +12,7 @@ from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
 _MAX_INODES = 1 << 16
-_MAX_HSTATES = 64
+_MAX_HSTATES, _MAX_ORDER = 64, 40
 _PLAIN = ("KernelStack", "VmallocTotal")  # counted in KiB, not in pages
 _DIRECT_MAP = (
     ("DirectMap4k", "PG_LEVEL_4K", 4),
@@ -157,7 +157,7 @@ class _Meminfo:
         if kbytes:
             allowed = kbytes // self.kib
         else:
-            huge = sum(state.int("nr_huge_pages") << state.int("order") for state in _hstates(kernel))
+            huge = sum(state.int("nr_huge_pages") << _order(state) for state in _hstates(kernel))
             ratio = kernel.space.u32(kernel.symbol("sysctl_overcommit_ratio"))
             allowed = (total - huge) * ratio // 100
         return allowed + (self._word("total_swap_pages") or 0)
@@ -172,11 +172,14 @@ class _Meminfo:
         states = _hstates(kernel)
         if not states:
             return
-        default = states[kernel.space.u32(kernel.symbol("default_hstate_idx"))]
+        index = kernel.space.u32(kernel.symbol("default_hstate_idx"))
+        if index >= len(states):
+            raise CorruptGuest(f"the default size of huge pages is number {index} of {len(states)}")
+        default = states[index]
         for name, member in (("Total", "nr"), ("Free", "free"), ("Rsvd", "resv"), ("Surp", "surplus")):
             yield f"HugePages_{name}", default.int(f"{member}_huge_pages")
-        yield "Hugepagesize", self.kib << default.int("order")
-        total = sum(state.int("nr_huge_pages") << state.int("order") for state in states)
+        yield "Hugepagesize", self.kib << _order(default)
+        total = sum(state.int("nr_huge_pages") << _order(state) for state in states)
         yield "Hugetlb", total * self.kib
 
     def _direct_map(self) -> Iterator[tuple[str, int]]:
@@ -207,6 +210,13 @@ def _hstates(kernel: Kernel) -> list[StructView]:
         raise CorruptGuest(f"there are {count} sizes of huge pages")
     first, size = kernel.symbol("hstates"), kernel.types.sizeof("hstate")
     return [kernel.view("hstate", VirtAddr(first + i * size)) for i in range(count)]
+
+
+def _order(state: StructView) -> int:
+    order = state.int("order")
+    if order > _MAX_ORDER:
+        raise CorruptGuest(f"huge pages of 2**{order} pages")
+    return order
 
 
 def _block_device_pages(kernel: Kernel) -> int:

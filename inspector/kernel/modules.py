@@ -87,7 +87,9 @@ def module_frames(kernel: Kernel, loaded: list[Module]) -> NDArray[np.void]:
     owners = np.array([i for i, module in enumerate(loaded) for part in module.parts], np.uint32)
     parts = [part for module in loaded for part in module.parts]
     starts = np.array([part.start for part in parts], np.uint64) & ~page
-    ends = np.array([part.start + part.size for part in parts], np.uint64)
+    ends = np.array([part.start for part in parts], np.uint64) + np.array(
+        [part.size for part in parts], np.uint64
+    )
     rows = mapped_frames(kernel, starts, ends)
     rows["index"] = owners[rows["index"]]
     return rows

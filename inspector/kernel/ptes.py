@@ -216,4 +216,5 @@ def _pfn_mask(kernel: Kernel) -> int:
     """SWP_PFN_MASK: a page's age and dirt stand above its PFN, since 2e3468778dbe (6.1)."""
     bits = kernel.vmcoreinfo.numbers.get("MAX_PHYSMEM_BITS")
     page_bits = kernel.space.format.page_size.bit_length() - 1
-    return (1 << (bits - page_bits if bits else _OFFSET_BITS)) - 1
+    known = bits is not None and 0 < bits - page_bits <= _OFFSET_BITS
+    return (1 << (bits - page_bits if bits is not None and known else _OFFSET_BITS)) - 1

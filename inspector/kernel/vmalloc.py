@@ -13,7 +13,7 @@ from inspector.kernel.bulk import columns, mapped_frames, tree_nodes, words
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import modules
 from inspector.kernel.zones import zones
-from inspector.symbols import Kernel, StructView
+from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
 
 AREA = np.dtype(
@@ -49,7 +49,7 @@ BUSY, RAM, UNPURGED, LEAVING = range(4)
 _VMAP_RAM = 1  # mm/vmalloc.c, since 869176a09606 (6.3)
 _MAX_AREAS = 1 << 20
 _MAX_NODES = 128  # vmap_init_nodes()
-_MAX_PAGES = 1 << 28
+_MAX_PAGES = 1 << 25  # of all areas: 128 GiB
 _TERABYTES = {4: 32, 5: 12800}  # VMALLOC_SIZE_TB_L4, _L5, by paging levels
 
 
@@ -134,13 +134,15 @@ def area_frames(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:
 
 def area_pages(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:
     """The pages that the areas' own arrays name (C: vm_struct.pages) as AREA_PAGE. Raises CorruptGuest."""
-    counts = np.where(rows["pages"] != 0, rows["nr_pages"], 0).astype(np.int64)
+    wanted = np.where(rows["pages"] != 0, rows["nr_pages"], np.uint64(0))
+    memmap = MemMap(kernel)
+    room = (rows["end"] - rows["start"]) // np.uint64(memmap.page_size)
+    if (wanted > room).any() or wanted.sum() > _MAX_PAGES:
+        raise CorruptGuest(f"a vmalloc area claims {int(wanted.max())} pages")
+    counts = wanted.astype(np.int64)
     total = int(counts.sum())
-    if counts.size and (counts.min() < 0 or counts.max() > _MAX_PAGES or total > _MAX_PAGES):
-        raise CorruptGuest(f"a vmalloc area claims {int(rows['nr_pages'].max())} pages")
     inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
     at = np.repeat(rows["pages"], counts) + inside * np.uint64(kernel.pointer_size)
-    memmap = MemMap(kernel)
     found = np.empty(total, AREA_PAGE)
     pointers = words(kernel, at, "a vmalloc area's array of pages")
     found["pfn"] = (pointers - np.uint64(memmap.base)) // np.uint64(memmap.struct_size)
@@ -221,6 +223,8 @@ def _nodes(kernel: Kernel, rows: NDArray[np.void]) -> dict[int, dict[int, int]]:
     """Pages by NUMA node for each row that has pages."""
     pages = area_pages(kernel, rows)
     spans = sorted((zone.start_pfn, zone.node) for zone in zones(kernel) if zone.populated)
+    if not spans:
+        return {}
     place = np.searchsorted(np.array([start for start, _ in spans], np.uint64), pages["pfn"], "right") - 1
     node = np.array([node for _, node in spans])[np.maximum(place, 0)]
     found: dict[int, dict[int, int]] = {}
@@ -234,8 +238,3 @@ def area_at(rows: NDArray[np.void], address: VirtAddr) -> int | None:
     """The index of the AREA row that holds an address; None in a gap."""
     place = int(np.searchsorted(rows["start"], np.uint64(address), "right")) - 1
     return place if place >= 0 and address < int(rows["end"][place]) else None
-
-
-def view(kernel: Kernel, row: np.void) -> StructView | None:
-    """The struct vm_struct of an AREA row; None where it has none."""
-    return kernel.view("vm_struct", VirtAddr(int(row["vm"]))) if row["vm"] else None
