@@ -104,7 +104,7 @@ def bounce_buffer(kernel: Kernel) -> BounceBuffer | None:
         return _old_bounce_buffer(kernel)
     # 463e862ac63e (5.15) made a variable of the pointer.
     mem = kernel.variable("io_tlb_mem", "io_tlb_default_mem")
-    # 158dbe9c9a33 (6.6) put what describes the memory into a pool of its own.
+    # 158dbe9c9a3d (6.6) put what describes the memory into a pool of its own.
     pool = mem.at("defpool") if mem.has("defpool") else mem
     slots = pool.int("nslabs")
     if not slots or not pool.int("start"):
@@ -143,7 +143,7 @@ def _chunk(chunk: StructView) -> Chunk:
 
 
 def _old_bounce_buffer(kernel: Kernel) -> BounceBuffer | None:
-    """Global variables, before 73f620951b5f (5.13)."""
+    """Global variables, before 73f620951b2b (5.13)."""
     if "io_tlb_nslabs" not in kernel.symbols or not kernel.word("io_tlb_nslabs"):
         return None
     start, end = PhysAddr(kernel.word("io_tlb_start")), PhysAddr(kernel.word("io_tlb_end"))

@@ -138,7 +138,7 @@ def _last_types(kernel: Kernel, count: int, exclusive: bool) -> list[tuple[Entry
     elif "make_device_exclusive_range" in kernel.symbols:  # b756a3b5e7ea (5.14)
         device += [(EntryUse.DEVICE_EXCLUSIVE, f"device exclusive {way}") for way in ("write", "read")]
     marker, error = (EntryUse.MARKER, "pte marker"), (EntryUse.SWAPIN_ERROR, "swapin error")
-    # Markers came with 679d10331910 (5.19), behind CONFIG_PTE_MARKER until ca92ea3dc5a2 (6.3); errors had a
+    # Markers came with 679d10331910 (5.19), behind CONFIG_PTE_MARKER until ca92ea3dc5a2 (6.2); errors had a
     # type of their own from 9f186f9e5fa9 (5.19) until 15520a3f0469 (6.2) made a marker of them.
     marked = exclusive and kernel.types.has("pte_marker")
     ends = ([marker], [marker, error], [], [error]) if marked else ([], [error]) if exclusive else ([],)

@@ -121,7 +121,7 @@ class Counters:
         return [kernel.space.cstring(VirtAddr(at), _MAX_NAME) for at in table.tolist()]
 
     def _other_count(self) -> int:
-        # f4cb78af91e3 (6.12) added the memmap's pages to the two thresholds.
+        # f4cb78af91e3 (6.11) added the memmap's pages to the two thresholds.
         for name, end in (
             ("vm_stat_item", "NR_VM_STAT_ITEMS"),
             ("writeback_stat_item", "NR_VM_WRITEBACK_STAT_ITEMS"),
