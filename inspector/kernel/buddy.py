@@ -70,7 +70,7 @@ def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
     pfns = _buddy_pfns(memmap)
     links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, np.dtype(np.uint64))
-    ends = _follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
+    ends = lists.follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
     lost = ends < 0
     if lost.sum() > len(kernel.online_cpus()):
         raise CorruptGuest(
@@ -131,25 +131,6 @@ def _buddy_pfns(memmap: MemMap) -> NDArray[np.uint64]:
         for first, end in memmap.runs
     ]
     return np.concatenate(found)
-
-
-def _follow(
-    links: NDArray[np.uint64], following: NDArray[np.uint64], heads: NDArray[np.uint64]
-) -> NDArray[np.int64]:
-    """For each link the index of the head that its chain of pointers ends in; -1 where it ends nowhere.
-
-    Each round doubles how far every link sees: a million links take twenty rounds, and a loop holds nobody.
-    """
-    every = np.concatenate((links, heads))
-    order = np.argsort(every)
-    places = np.minimum(np.searchsorted(every, following, sorter=order), every.size - 1)
-    lost = every.size
-    step = np.arange(every.size + 1)
-    step[: links.size] = np.where(every[order[places]] == following, order[places], lost)
-    for _ in range(links.size.bit_length() + 1):
-        step = step[step]
-    ends = step[: links.size]
-    return np.where((ends >= links.size) & (ends < lost), ends - links.size, -1)
 
 
 def _pcp_slots(kernel: Kernel, pcp: StructView) -> list[tuple[int, int]]:

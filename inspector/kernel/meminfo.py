@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists, swap, zones
 from inspector.kernel.vmalloc import vmalloc_end
-from inspector.kernel.vmstat import Counters, huge_pages, percpu_counter
+from inspector.kernel.vmstat import Counters, has_huge_pages, huge_pages, percpu_counter
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
@@ -109,6 +109,8 @@ class _Meminfo:
         yield "GPUReclaim", state("NR_GPU_RECLAIM")
 
     def _huge(self) -> Iterator[tuple[str, int | None]]:
+        if not has_huge_pages(self.kernel):
+            return
         each = 1 if "NR_SWAPCACHE" in self.kernel.types.enum("node_stat_item") else huge_pages(self.kernel)
         for name, item in (
             ("AnonHugePages", "NR_ANON_THPS"),

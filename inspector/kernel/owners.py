@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import InspectorError, KernelError
 from inspector.kernel import frames as states
-from inspector.kernel import modules, rmap, slabs, vmalloc
+from inspector.kernel import lists, modules, rmap, slabs, vmalloc
 from inspector.kernel.bulk import mapped_frames
 from inspector.kernel.cpus import idle_tasks
 from inspector.kernel.frames import FrameState
@@ -245,9 +245,45 @@ class _Painter:
                 found = task.space.tables(0, user_end(self.kernel))
                 self._tables(found, _name(task), over)
 
+        self._deposited_tables()
+
     def _tables(self, found: NDArray[np.void], whose: str, over: tuple[Owner, ...]) -> None:
         names = self.labelled([f"{level.name} table, {whose}" for level in self.kernel.space.format.levels])
         self.paint(found["pa"] // np.uint64(self.page_size), Owner.PAGE_TABLE, names[found["level"]], over)
+
+    def _deposited_tables(self) -> None:
+        """The tables in no tree: one kept for each huge page, to split it (C: pgtable_trans_huge_deposit()).
+
+        Their list hangs on the table that maps the huge page, without a head: the first stands for one.
+        """
+        types = self.kernel.types
+        # f5ecca06b3a5 (6.5) split struct ptdesc from struct page.
+        kind = "ptdesc" if types.has("ptdesc", "pmd_huge_pte") else "page"
+        if not types.has(kind, "pmd_huge_pte"):
+            return
+        rows, link = self.rows, np.uint64(types.offsetof("page", "lru"))
+        tables = np.flatnonzero((rows["owner"] == Owner.PAGE_TABLE) & (rows["detail"] != 0))
+        owners = self.memmap.addresses(tables.astype(np.uint64)) + np.uint64(
+            types.offsetof(kind, "pmd_huge_pte")
+        )
+        firsts, _ = self.kernel.space.gather(owners, np.dtype(np.uint64))
+        unknown = np.flatnonzero((rows["owner"] == Owner.PAGE_TABLE) & (rows["detail"] == 0)).astype(
+            np.uint64
+        )
+        pages = self.memmap.addresses(unknown)
+        places = np.searchsorted(pages, firsts)
+        heads = np.flatnonzero((places < pages.size) & (pages[np.minimum(places, pages.size - 1)] == firsts))
+        if not pages.size or not heads.size:
+            return
+        following, _ = self.kernel.space.gather(pages + link, np.dtype(np.uint64))
+        is_head = np.isin(pages, firsts[heads])
+        ends = np.full(pages.size, -1)
+        ends[~is_head] = lists.follow(pages[~is_head] + link, following[~is_head], firsts[heads] + link)
+        ends[places[heads]] = np.arange(heads.size)
+        whose = [self.labels[int(rows["detail"][tables[head]])].partition(", ")[2] for head in heads]
+        names = self.labelled([f"deposited table, {name}" for name in whose])
+        known = ends >= 0
+        self.paint(unknown[known], Owner.PAGE_TABLE, names[ends[known]], (Owner.PAGE_TABLE,))
 
     def kernel_stacks(self) -> None:
         """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""

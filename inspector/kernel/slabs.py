@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists
-from inspector.kernel.buddy import _follow
+from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pages import flag_bits, flags_path
 from inspector.symbols import Kernel
@@ -346,7 +346,7 @@ def _slabinfo(
     at = nodes[nodes != 0]
     heads = at + np.uint64(kernel.types.offsetof("kmem_cache_node", "partial"))
     links = memmap.addresses(rows["pfn"]) + np.uint64(kernel.types.offsetof(_slab_type(kernel), "slab_list"))
-    partial = _follow(links, following, heads) >= 0
+    partial = follow(links, following, heads) >= 0
     total = len(caches) + 1  # the last is for slabs without a cache
     cache = np.minimum(rows["cache"], total - 1)
 

@@ -142,7 +142,7 @@ class Counters:
     def _node_values(self, values: NDArray[np.int64]) -> list[int]:
         rows = [max(0, int(value)) for value in values]
         # 69473e5de873 (5.12) counts them in pages, and /proc divides; before they were counted in huge pages.
-        if "NR_SWAPCACHE" in self._node_items:  # b6038942480e (5.12)
+        if "NR_SWAPCACHE" in self._node_items and has_huge_pages(self.kernel):  # b6038942480e (5.12)
             for name in _IN_HUGE_PAGES:
                 if name in self._node_items:
                     rows[self._node_items[name]] //= huge_pages(self.kernel)
@@ -196,6 +196,11 @@ class Counters:
             at = VirtAddr(kernel.per_cpu_address(base, cpu) + field.offset)
             total += kernel.space.array(at, field.type.size).view(dtype).astype(np.int64)
         return total
+
+
+def has_huge_pages(kernel: Kernel) -> bool:
+    """Whether the kernel has transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE; Debian's -rt has not)."""
+    return "transparent_hugepage_flags" in kernel.symbols
 
 
 def huge_pages(kernel: Kernel) -> int:

@@ -85,7 +85,7 @@ class TypeTable(ABC):
 
     def __init__(self) -> None:
         self._fields: dict[tuple[str, str], Field | None] = {}
-        self._enums: dict[str, Mapping[str, int]] = {}
+        self._enum_values: dict[str, Mapping[str, int]] = {}
 
     @abstractmethod
     def find(self, name: str) -> Type:
@@ -109,9 +109,9 @@ class TypeTable(ABC):
 
     def enum(self, name: str) -> Mapping[str, int]:
         """The names and values of the enum called `name`. Raises NoSuchType."""
-        if name not in self._enums:
-            self._enums[name] = self.enumerators(self.find(name))
-        return self._enums[name]
+        if name not in self._enum_values:
+            self._enum_values[name] = self.enumerators(self.find(name))
+        return self._enum_values[name]
 
     def has(self, name: str, path: str = "") -> bool:
         """Whether the type exists, and with `path` whether it has that member."""

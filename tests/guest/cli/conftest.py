@@ -25,13 +25,14 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.runtime_dir = str(folder)
         self.mark = uuid.uuid4().hex
         self._started: list[subprocess.Popen[bytes]] = []
         folder.chmod(0o700)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "XDG_RUNTIME_DIR": str(self.folder), _MARK: self.mark, "COLUMNS": "80"}
+        return {**os.environ, "XDG_RUNTIME_DIR": self.runtime_dir, _MARK: self.mark, "COLUMNS": "80"}
 
     @staticmethod
     def command(*arguments: str) -> list[str]:
@@ -108,9 +109,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 @pytest.fixture
-def served(guest: Guest, host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The session's guest, held open under a name that host's commands can reach."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(host.folder))
+def served(guest: Guest, host: Host) -> Iterator[str]:
+    """The session's guest, held open under a name; host's commands look where its folder is: in ours."""
+    host.runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    name = f"clitest-{os.getpid()}"
     assert isinstance(guest.machine, LocalMachine)
-    with machine.serve(guest.machine, "clitest"):
-        yield "clitest"
+    with machine.serve(guest.machine, name):
+        yield name
