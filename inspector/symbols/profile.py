@@ -1,7 +1,7 @@
 """The profile: a kernel's names and types, kept by build id so that the next attach need not read them again.
 
-A file is a magic with the format's number, the length of a JSON header, the CRC-32 of all that follows, the
-header (each array's place and length) and the arrays. Link-time addresses make it hold for any KASLR base.
+A file is a magic with the format's number, the length of a JSON header, the CRC-32 of that length and of all
+that follows, the header (each array's place and length) and the arrays. Link-time addresses make it hold for any KASLR base.
 What cannot be read or does not check is built anew; what cannot be written is left.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from inspector.symbols.table import SymbolArrays
 
-_MAGIC = b"kmi profile 1\n"
+_MAGIC = b"kmi profile 2\n"
 _PREFIX = struct.Struct(f"<{len(_MAGIC)}sII")
 _ALIGN = 64
 _ARRAYS = {
@@ -97,13 +97,17 @@ def _encode(profile: Profile) -> bytes:
     header = json.dumps({"floor": symbols.floor, "arrays": places}).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGN)
     payload = b"".join(parts)
-    return _PREFIX.pack(_MAGIC, len(header), zlib.crc32(payload, zlib.crc32(header))) + header + payload
+    return _PREFIX.pack(_MAGIC, len(header), _checksum(len(header), header + payload)) + header + payload
+
+
+def _checksum(length: int, rest: bytes | memoryview) -> int:
+    return zlib.crc32(rest, zlib.crc32(length.to_bytes(4, "little")))
 
 
 def _decode(data: bytes) -> Profile:
     magic, length, checksum = _PREFIX.unpack_from(data)
     view = memoryview(data)
-    if magic != _MAGIC or zlib.crc32(view[_PREFIX.size :]) != checksum:
+    if magic != _MAGIC or _checksum(length, view[_PREFIX.size :]) != checksum:
         raise ValueError("not a profile of this version, or damaged")
     header = json.loads(bytes(view[_PREFIX.size : _PREFIX.size + length]))
     payload = view[_PREFIX.size + length :]
