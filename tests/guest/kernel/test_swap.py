@@ -22,6 +22,8 @@ _PAGE = 4096
 _TRIES = 5
 _SIZE = 8 << 20
 _GROUP = "/sys/fs/cgroup/swapped"
+# Without huge pages; a kernel that has none refuses to be told.
+_SMALL = "$(test -e /sys/kernel/mm/transparent_hugepage && echo --no-thp)"
 _SWAP_BIT, _FRAME = np.uint64(1 << 62), np.uint64((1 << 55) - 1)  # Documentation/admin-guide/mm/pagemap.rst
 
 
@@ -29,11 +31,10 @@ _SWAP_BIT, _FRAME = np.uint64(1 << 62), np.uint64((1 << 55) - 1)  # Documentatio
 def swapped(any_guest: Guest) -> Iterator[tuple[Guest, Task, int]]:
     """A guest that swaps to zram, and a task in it with most of its 8 MiB swapped out; where they begin."""
     guest = any_guest
-    guest.run(
-        "echo 64M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
-        f" && mkdir {_GROUP}"
-    ).check()
-    pid = guest.spawn(f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec /labs/touch 8M --no-thp'")
+    if guest.run("echo 64M >/sys/block/zram0/disksize").returncode:
+        pytest.skip("zram finds no compressor: the guest image does not load this kernel's")
+    guest.run(f"mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 && mkdir {_GROUP}").check()
+    pid = guest.spawn(f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec /labs/touch 8M {_SMALL}'")
     log = f"/tmp/spawn-{pid}.log"
     said = guest.run(f"until [ -s {log} ]; do sleep 0.05; done; cat {log}", timeout=60).check().stdout
     guest.run(f"echo 1M >{_GROUP}/memory.high; sleep 0.5").check()
@@ -111,7 +112,7 @@ def test_a_broken_page(any_guest: Guest, start: Any) -> None:
         pytest.skip(
             "this kernel takes no word of broken memory (CONFIG_MEMORY_FAILURE, CONFIG_MEMORY_HOTPLUG)"
         )
-    pid = start(guest, "/labs/touch 64K --no-thp")
+    pid = start(guest, f"/labs/touch 64K {_SMALL}")
     try:
         va = int(guest.run(f"cat /tmp/spawn-{pid}.log").stdout.split()[1], 16)
         task = guest.task(pid)
