@@ -1,8 +1,8 @@
 """The profile: a kernel's names and types, kept by build id so that the next attach need not read them again.
 
 A file is a magic with the format's number, the length of a JSON header, the CRC-32 of that length and of all
-that follows, the header (each array's place and length) and the arrays. Link-time addresses make it hold for any KASLR base.
-What cannot be read or does not check is built anew; what cannot be written is left.
+that follows, the header (each array's place and length) and the arrays. Link-time addresses make it hold for
+any KASLR base. What cannot be read or does not check is built anew; what cannot be written is left.
 """
 
 from __future__ import annotations
