@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import click
 from rich.text import Text
@@ -13,14 +14,17 @@ import inspector
 from inspector import images
 from inspector.cli import bench_rows, output
 from inspector.cli.bench_drgn import NAME, Drgn, installed
+from inspector.cli.bench_memory import memory_rows
 from inspector.cli.bench_rows import FULL, QUICK, Effort, Row
 from inspector.cli.progress import reporter
 from inspector.guest import Guest
 from inspector.machine import LocalMachine
 from inspector.opening import DEFAULT_KERNEL
 from inspector.progress import Reporter
+from inspector.units import format_size
 
 _SMALL, _LARGE, _BUSY = "512M", "8G", "2G"
+_SIZES = ("4G", "16G")  # beside the small one, to see how questions about all of memory grow
 _TOUCHED = "1G"
 
 
@@ -30,7 +34,7 @@ _TOUCHED = "1G"
 @click.option("--no-peer", is_flag=True, help=f"Do not measure {NAME} beside us.")
 @output.json_option
 def bench(kernel: str, quick: bool, no_peer: bool, as_json: bool) -> None:
-    """Measure how fast it is: three guests are booted, 512 MiB, 8 GiB and 2 GiB.
+    """Measure how fast it is: guests of 512 MiB to 16 GiB are booted.
 
     Every number is measured in this run. drgn is the peer where it is installed (`make bench` does it); it
     needs the kernel's vmlinux with debug information, which is fetched once (850 MB).
@@ -59,13 +63,14 @@ def measure(kernel: str, effort: Effort, peer: bool, reporter: Reporter, missing
         with reporter.task("Measuring attach"):
             rows = bench_rows.attach_rows([_machine(small), _machine(large)], effort)
             rows.append(bench_rows.run_row(small, effort))
+            rows += _whole_memory(small, vmlinux, effort, reporter)
+    for size in _SIZES:
+        with _boot(kernel, size, reporter) as guest:
+            rows += _whole_memory(guest, vmlinux, effort, reporter)
     with _boot(kernel, _BUSY, reporter) as guest:
         with reporter.task(f"Touching {_TOUCHED} in the guest"):
             task = bench_rows.touched_task(guest, _TOUCHED)
-        drgn = None
-        if vmlinux:
-            with reporter.task(f"Starting {NAME}"), guest.paused():
-                drgn = Drgn(_machine(guest).folder / "qmp", vmlinux)
+        drgn = _peer(guest, vmlinux, reporter)
         questions = (
             ("one task's page tables", partial(bench_rows.mappings_row, guest, task, drgn, effort)),
             ("single addresses", partial(bench_rows.walk_row, guest, task, drgn, effort)),
@@ -77,6 +82,19 @@ def measure(kernel: str, effort: Effort, peer: bool, reporter: Reporter, missing
                 row = question()
             rows.append(replace(row, note=row.note + missing))
     return rows
+
+
+def _whole_memory(guest: Guest, vmlinux: Path | None, effort: Effort, reporter: Reporter) -> list[Row]:
+    drgn = _peer(guest, vmlinux, reporter)
+    with reporter.task(f"Measuring all of {format_size(guest.machine.memory_size)}"):
+        return memory_rows(guest, drgn, effort)
+
+
+def _peer(guest: Guest, vmlinux: Path | None, reporter: Reporter) -> Drgn | None:
+    if vmlinux is None:
+        return None
+    with reporter.task(f"Starting {NAME}"), guest.paused():
+        return Drgn(_machine(guest).folder / "qmp", vmlinux)
 
 
 def _boot(kernel: str, memory: str, reporter: Reporter) -> Guest:

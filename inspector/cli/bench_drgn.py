@@ -39,6 +39,13 @@ class Drgn:
         program, page = self._program, self._mm.pfn_to_page
         return [page(program, pfn).flags.value_() for pfn in pfns]
 
+    def allocated_objects(self, caches: Sequence[str]) -> list[int]:
+        """How many objects each slab cache has handed out, one by one."""
+        slab = importlib.import_module("drgn.helpers.linux.slab")
+        found = [slab.find_slab_cache(self._program, name) for name in caches]
+        each = slab.slab_cache_for_each_allocated_object
+        return [sum(1 for _ in each(cache, "struct page")) for cache in found]
+
     def free_blocks(self) -> int:
         """How many blocks all buddy free lists hold, counted one by one."""
         count = 0
