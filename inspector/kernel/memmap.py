@@ -38,6 +38,9 @@ class MemMap:
         present = np.flatnonzero(self._present_sections())
         if not present.size:
             raise CorruptGuest("no memory section is present: mem_section is not set up or not readable")
+        last = self.kernel.memory.blocks[-1]
+        if present[-1] * self.pages_per_section * self.page_size >= last.start + last.size:
+            raise CorruptGuest(f"memory section {present[-1]} is present, but RAM ends below it")
         breaks = np.flatnonzero(np.diff(present) > 1)
         firsts = present[np.concatenate(([0], breaks + 1))] * self.pages_per_section
         lasts = (present[np.concatenate((breaks, [present.size - 1]))] + 1) * self.pages_per_section
