@@ -18,6 +18,7 @@ from inspector.kernel.frames import FrameState
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.resources import iomem
 from inspector.kernel.tasks import Task, tasks, user_end
+from inspector.kernel.zones import nodes
 from inspector.symbols import Kernel
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
@@ -51,6 +52,9 @@ class Owner(IntEnum):
 
 OWNED = np.dtype([("pfn", np.uint64), ("owner", np.uint8), ("detail", np.uint32)])
 """A frame, its Owner, and the index of its label in Owners.labels; 0 where there is none."""
+
+# Hash tables that boot memory holds, and where 32 less their bits is kept (alloc_large_system_hash()).
+_BOOT_HASHES = {"dentry_hashtable": "d_hash_shift", "inode_hashtable": "i_hash_shift"}
 
 _FROM_STATE = {
     FrameState.HOLE: Owner.NO_PAGE,
@@ -95,6 +99,7 @@ def owners(kernel: Kernel, rows: NDArray[np.void] | None = None) -> Owners:
     painter = _Painter(kernel, states.frames(kernel) if rows is None else rows)
     for paint in (
         painter.reserved,
+        painter.boot_memory,
         painter.kernel_memory,
         painter.slabs,
         painter.page_tables,
@@ -173,6 +178,31 @@ class _Painter:
             elif resource.name.startswith("Kernel "):
                 pfns = self.run(resource.start, resource.end)
                 self.paint(pfns, Owner.KERNEL_IMAGE, self.label(resource.name.removeprefix("Kernel ")))
+
+    def boot_memory(self) -> None:
+        """What was taken before there was a page allocator, as far as symbols lead to it."""
+        kernel, symbols = self.kernel, self.kernel.symbols
+        over = (Owner.RESERVED,)
+        image = self.run(kernel.virt_to_phys(kernel.symbol("_text")), self._image_end())
+        self.paint(image, Owner.KERNEL_IMAGE, self.label("brk and padding"), over)
+        # fc4f4be9b5271 (5.13) keeps the first MiB, where real-mode code and the firmware's habits are.
+        self.paint(self.run(0, 1 << 20), Owner.RESERVED, self.label("first MiB"), over)
+        for node in nodes(kernel):
+            start = kernel.virt_to_phys(node.address)
+            label = self.label("struct pglist_data")
+            self.paint(self.run(start, start + node.type.size), Owner.RESERVED, label, over)
+        for table, shift in _BOOT_HASHES.items():
+            if table in symbols and shift in symbols and (at := kernel.word(table)):
+                bits = 32 - kernel.space.u32(kernel.symbol(shift))
+                phys = kernel.space.translate(VirtAddr(at))
+                if phys is not None and 0 < bits < 32:
+                    end = phys + (kernel.pointer_size << bits)
+                    self.paint(self.run(phys, end), Owner.RESERVED, self.label(table), over)
+
+    def _image_end(self) -> int:
+        """Where the image ends in physical memory: _end itself need not be mapped."""
+        text = self.kernel.symbol("_text")
+        return self.kernel.virt_to_phys(text) + self.kernel.symbol("_end") - text
 
     def kernel_memory(self) -> None:
         """What the kernel's page tables show beside the direct map: mem_map, vmalloc, modules, per-CPU."""
