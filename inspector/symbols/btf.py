@@ -233,7 +233,10 @@ class Btf(TypeTable):
                 return self.type(size, depth + 1)
             case BtfKind.INT:
                 encoding = int(self._words[at + 3]) >> 24
-                return Type(Kind.INT, self.string(name), size, own, signed=bool(encoding & _INT_SIGNED))
+                text = self.string(name)
+                # pahole once overlooked DW_ATE_signed_char: Debian's 5.10 has an s8 without a sign.
+                signed = bool(encoding & _INT_SIGNED) or text == "signed char"
+                return Type(Kind.INT, text, size, own, signed=signed)
             case BtfKind.FLOAT:
                 return Type(Kind.FLOAT, self.string(name), size, own)
             case BtfKind.PTR:

@@ -125,6 +125,15 @@ def test_old_bitfields(btf: BtfBuilder) -> None:
     assert found.members(found.find("old")) == (Member("x", found.type(narrow), 10, 5),)
 
 
+def test_a_signed_char_that_old_pahole_gave_no_sign(btf: BtfBuilder) -> None:
+    for name in ("signed char", "unsigned char", "char"):
+        btf.integer(name, 1)
+    found = Btf(btf.blob())
+    assert found.find("signed char").signed
+    assert not found.find("unsigned char").signed
+    assert not found.find("char").signed  # the kernel has it unsigned since 3bc753c06dd0 (6.2)
+
+
 def test_enums(types: Btf) -> None:
     assert types.enum("zone_type") == {"ZONE_DMA": 0, "ZONE_NORMAL": 2}
     assert types.enum("error") == {"EPERM_": -1, "NONE_": 0}
