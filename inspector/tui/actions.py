@@ -36,10 +36,22 @@ GLOBAL = (
     Action("view('walk')", "4,f4", "Walk: an address followed through the page tables"),
     Action("view('frames')", "5,f5", "Frames: a map of physical memory"),
     Action("view('page')", "6,f6", "Page: all that is known of a frame"),
-    Action("view('console')", "7,f7", "Console: what the guest says; run a command in it"),
+    Action("view('slabs')", "7,f7", "Slabs: the kernel's object caches"),
+    Action("view('vmalloc')", "8,f8", "Vmalloc: areas contiguous in virtual addresses only"),
+    Action("view('swap')", "9,f9", "Swap: areas, and who is swapped out"),
+    Action("view('memory')", "0,f10", "Memory: the lines of /proc/meminfo, and memory cgroups"),
+    Action("view('console')", "c,f11", "Console: what the guest says; run a command in it"),
     Action("reload", "ctrl+r", "Read the shown data again now"),
     Action("quit", "q,ctrl+q", "Quit", "Quit", "q"),
 )
+
+_LISTED = (
+    Action("filter", "f", "Filter as you type", "Filter"),
+    Action("sort(1)", "s,greater_than_sign", "Sort by the next column", "Sort", "s"),
+    Action("sort(-1)", "S,less_than_sign", "Sort by the column before", shown_key="S"),
+    Action("reverse", "r", "Reverse the order"),
+)
+"""What every list can."""
 
 VIEWS: dict[ViewName, tuple[Action, ...]] = {
     ViewName.OVERVIEW: (
@@ -47,19 +59,13 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
     ),
     ViewName.TASKS: (
         Action("open", "enter", "Open the task's address space", "Space"),
-        Action("filter", "f", "Filter as you type", "Filter"),
-        Action("sort(1)", "s,greater_than_sign", "Sort by the next column", "Sort", "s"),
-        Action("sort(-1)", "S,less_than_sign", "Sort by the column before", shown_key="S"),
-        Action("reverse", "r", "Reverse the order"),
+        *_LISTED,
         Action("threads", "t", "Show threads, or processes only", "Threads"),
         Action("kernel_threads", "k", "Show kernel threads, or hide them"),
     ),
     ViewName.SPACE: (
         Action("open", "enter", "Walk the first resident page of the VMA", "Walk"),
-        Action("filter", "f", "Filter as you type", "Filter"),
-        Action("sort(1)", "s,greater_than_sign", "Sort by the next column", "Sort", "s"),
-        Action("sort(-1)", "S,less_than_sign", "Sort by the column before", shown_key="S"),
-        Action("reverse", "r", "Reverse the order"),
+        *_LISTED,
         Action("tasks(-1)", "left_square_bracket", "The task before", shown_key="["),
         Action("tasks(1)", "right_square_bracket", "The next task", "Task", "]"),
     ),
@@ -74,16 +80,47 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
         Action("open", "enter", "Open the frame under the cursor", "Page"),
         Action("zoom(1)", "plus,equals_sign", "Zoom in: fewer frames a cell", "Zoom", "+-"),
         Action("zoom(-1)", "minus", "Zoom out: more frames a cell", shown_key="-"),
-        Action("fit", "0", "Show all memory", "All"),
-        Action("next_state(1)", "n", "The next run of the state under the cursor", "Next", "n"),
-        Action("next_state(-1)", "N", "The run before of the state under the cursor", shown_key="N"),
-        Action("glyphs", "g", "Letters, or colours alone", "Letters"),
+        Action("fit", "a", "Show all memory", "All"),
+        Action(
+            "next_state(1)", "n", "The next run of the owner under the cursor, or of what is lit", "Next", "n"
+        ),
+        Action(
+            "next_state(-1)",
+            "N",
+            "The run before of the owner under the cursor, or of what is lit",
+            shown_key="N",
+        ),
+        Action(
+            "light", "l", "Light up the object under the cursor, then all of its owner, then nothing", "Light"
+        ),
+        Action("glyphs", "g", "Letters, or colours alone", "Abc"),
     ),
     ViewName.PAGE: (
         Action("open", "enter", "Follow the link", "Follow"),
         Action("frame(-1)", "left", "The frame before", "Frame", "←→"),
         Action("frame(1)", "right", "The next frame", shown_key="→"),
         Action("map", "m", "Show it in the map of frames", "Map"),
+    ),
+    ViewName.SLABS: (
+        Action("open", "enter", "Show the cache's frames in the map", "Frames"),
+        *_LISTED,
+        Action("used", "u", "Hide caches without slabs, or show them", "Used"),
+    ),
+    ViewName.VMALLOC: (
+        Action("open", "enter", "Walk the area's first address", "Walk"),
+        Action("page", "p", "Open the area's first frame", "Page"),
+        Action("light", "l", "Show in the map all frames that this caller has", "Light"),
+        *_LISTED,
+    ),
+    ViewName.SWAP: (
+        Action("open", "enter", "Walk the first such address of the task", "Walk"),
+        Action("space", "a", "Open the task's address space", "Space"),
+        Action("light", "l", "Show the swap cache's frames in the map", "Light"),
+        *_LISTED,
+    ),
+    ViewName.MEMORY: (
+        Action("open", "enter", "Go to what the line counts", "Open"),
+        *_LISTED,
     ),
     ViewName.CONSOLE: (Action("command", "enter,i", "Type a command to run in the guest", "Command", "⏎"),),
 }
@@ -94,6 +131,15 @@ _KEYS = {
     "question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "equals_sign": "=",
     "left_square_bracket": "[", "right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">",
 }  # fmt: skip
+
+
+TAB_KEYS: dict[ViewName, str] = {
+    view: action.keys.split(",")[0]
+    for view in ViewName
+    for action in GLOBAL
+    if action.action == f"view('{view.value}')"
+}
+"""The key that leads to each view."""
 
 
 def bindings(actions: tuple[Action, ...]) -> list[BindingType]:

@@ -25,10 +25,14 @@ from inspector.tui.source import Source
 from inspector.tui.views.base import Go, NextTask, Reread, View
 from inspector.tui.views.console import ConsoleView, RunCommand, run_command
 from inspector.tui.views.frames import FramesView
+from inspector.tui.views.memory import MemoryView
 from inspector.tui.views.overview import OverviewView
 from inspector.tui.views.page import PageScreen
+from inspector.tui.views.slabs import SlabsView
 from inspector.tui.views.space import SpaceView
+from inspector.tui.views.swap import SwapView
 from inspector.tui.views.tasks import TasksView
+from inspector.tui.views.vmalloc import VmallocView
 from inspector.tui.views.walk import WalkScreen
 from inspector.tui.widgets.status import StatusLine, Tabs
 
@@ -75,6 +79,10 @@ class InspectorApp(App[None]):
             WalkScreen(),
             FramesView(),
             PageScreen(),
+            SlabsView(),
+            VmallocView(),
+            SwapView(),
+            MemoryView(),
             self._console,
         )
         self._views: dict[ViewName, View[Any]] = {view.NAME: view for view in views}
@@ -148,7 +156,9 @@ class InspectorApp(App[None]):
             return
         self._serial += 1
         self._status.asked()
-        self._poller.watch(Request(self._serial, self.view.request(self._place), self.view.EVERY))
+        self._poller.watch(
+            Request(self._serial, self.view.request(self._place), self.view.EVERY, self.view.DUTY)
+        )
 
     def _current_pid(self) -> int:
         """The task that bare user addresses belong to: the last one looked at."""

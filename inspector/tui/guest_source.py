@@ -5,27 +5,34 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.arch import Right, Walk
 from inspector.errors import InspectorError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
 from inspector.kernel import ptes
 from inspector.kernel.frames import FrameState
-from inspector.kernel.rmap import ReverseMap
+from inspector.kernel.owners import Owner
 from inspector.kernel.tasks import Task
 from inspector.machine import Completed, RunState
+from inspector.tui import readers
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
 from inspector.tui.source import (
     AliasRow,
     CpuRow,
     Frames,
+    Memory,
     Overview,
     PageView,
+    Slabs,
     Space,
+    Swap,
     TaskRow,
+    VmallocRow,
     VmaRow,
     WalkView,
 )
@@ -39,7 +46,31 @@ CONTENTS = 512
 
 _TERMINAL_CODES = re.compile(r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]")  # the tail may come with ESC made visible
 _MOST_ALIASES = 256  # of a page that a thousand tasks map, these will do
+_T = TypeVar("_T")
 _DUTY = 20  # what reads all memory, and is not what was asked for, may take 1/20 of the time
+
+
+class _Recent(Generic[_T]):
+    """What reads all memory, kept: a large guest is not stopped long for a decoration."""
+
+    def __init__(self, read: Callable[[], _T]) -> None:
+        self._read = read
+        self._value: _T | None = None
+        self._at = self._cost = 0.0
+
+    def fresh(self) -> _T:
+        """Read now."""
+        started = time.monotonic()
+        self._value = self._read()
+        self._at = time.monotonic()
+        self._cost = self._at - started
+        return self._value
+
+    def recent(self) -> _T:
+        """As of some moments ago: the longer reading takes, the longer it is good."""
+        if self._value is not None and time.monotonic() - self._at < self._cost * _DUTY:
+            return self._value
+        return self.fresh()
 
 
 class GuestSource:
@@ -48,12 +79,9 @@ class GuestSource:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._page_size = guest.kernel.space.format.page_size
-        self._frames: Frames | None = None
-        self._frames_cost = 0.0
-        self._frames_at = 0.0
-        self._reverse: ReverseMap | None = None
-        self._reverse_cost = 0.0
-        self._reverse_at = 0.0
+        self._frames = _Recent(self._read_frames)
+        self._reverse = _Recent(guest.reverse_map)
+        self._usage = _Recent(self._read_usage)
 
     def state(self) -> RunState:
         """Running or stopped, and why."""
@@ -80,7 +108,7 @@ class GuestSource:
                 cpus=tuple(CpuRow(cpu, self._at(cpu.registers.rip)) for cpu in self._guest.cpus()),
                 zones=tuple(zone for zone in self._guest.zones() if zone.populated),
                 free=tuple(self._guest.buddy()),
-                usage=self._recent_frames().counts.totals(),
+                usage=self._usage.recent(),
                 page_size=self._page_size,
             )
 
@@ -136,30 +164,28 @@ class GuestSource:
             return WalkView(self._guest.walk(va), "the kernel", "swapper_pg_dir", None, symbol, None)
 
     def frames(self) -> Frames:
-        """All of memory, read now."""
-        started = time.monotonic()
-        with self._guest.still():
-            states = np.ascontiguousarray(self._guest.frames()["state"])
-            zones = tuple(zone for zone in self._guest.zones() if zone.populated)
-        self._frames = Frames(FrameCounts(states, len(FrameState)), zones, self._page_size)
-        self._frames_at = time.monotonic()
-        self._frames_cost = self._frames_at - started
-        return self._frames
+        """All of memory by owner, read now."""
+        return self._frames.fresh()
 
     def page(self, pfn: Pfn) -> PageView:
-        """One frame, read now; its neighbours' states may be some moments older. Raises NoSuchFrame."""
+        """One frame, read now; owners and who maps it may be some moments older. Raises NoSuchFrame."""
         with self._guest.still():
             page = self._guest.page(pfn)
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
             contents = self._contents(pfn)
             aliases = self._aliases(pfn)
-            recent = self._recent_frames()
+            charge = readers.charge(self._guest, pfn)
+            recent = self._frames.recent()
         if not pfn < len(recent.counts):
             raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
+        owner, label = Owner(int(recent.counts.states[pfn])), recent.label(pfn)
         first = max(0, pfn - NEIGHBOURS)
         return PageView(
             page=page,
-            state=int(recent.counts.states[pfn]),
+            owner=owner,
+            label=label,
+            owned=int(recent.match(owner, label).sum()) if label else 0,
+            charge=charge,
             raw=raw,
             contents=contents,
             aliases=aliases,
@@ -169,6 +195,22 @@ class GuestSource:
             around=recent.counts.states[first : pfn + NEIGHBOURS + 1],
             page_size=self._page_size,
         )
+
+    def slabs(self) -> Slabs:
+        """Every slab cache. Raises CorruptGuest."""
+        return readers.slabs(self._guest)
+
+    def vmalloc(self) -> tuple[VmallocRow, ...]:
+        """Every vmalloc area, by address. Raises CorruptGuest."""
+        return readers.vmalloc(self._guest)
+
+    def swap(self) -> Swap:
+        """Swap areas, and what is swapped out. Raises CorruptGuest."""
+        return readers.swapped(self._guest, self._frames.recent().counts.states)
+
+    def memory(self) -> Memory:
+        """Counters of all memory. Raises CorruptGuest."""
+        return readers.memory(self._guest)
 
     def console(self, lines: int) -> str:
         """The console's last lines, made printable."""
@@ -191,11 +233,22 @@ class GuestSource:
         """Call `listener(why)`, on any thread, when the guest is gone."""
         self._guest.machine.on_death(listener)
 
-    def _recent_frames(self) -> Frames:
-        """All of memory as of some moments ago: a large guest is not stopped long for a decoration."""
-        if self._frames and time.monotonic() - self._frames_at < self._frames_cost * _DUTY:
-            return self._frames
-        return self.frames()
+    def _read_frames(self) -> Frames:
+        """Every frame's owner, at one stop."""
+        with self._guest.still():
+            owners = self._guest.owners()
+            zones = tuple(zone for zone in self._guest.zones() if zone.populated)
+        return Frames(
+            counts=FrameCounts(np.ascontiguousarray(owners.rows["owner"]), len(Owner)),
+            details=np.ascontiguousarray(owners.rows["detail"]),
+            labels=tuple(printable(label) for label in owners.labels),
+            zones=zones,
+            page_size=self._page_size,
+        )
+
+    def _read_usage(self) -> NDArray[np.int64]:
+        """Frames by FrameState: what struct page alone says takes a fraction of the time."""
+        return np.bincount(self._guest.frames()["state"], minlength=len(FrameState))
 
     def _contents(self, pfn: Pfn) -> bytes:
         """The first bytes of the frame itself; none where it is not RAM."""
@@ -206,22 +259,15 @@ class GuestSource:
 
     def _aliases(self, pfn: Pfn) -> tuple[AliasRow, ...]:
         """Who maps the frame, from an index of all page tables that may be some moments old."""
-        now = time.monotonic()
-        if self._reverse is None or now - self._reverse_at > self._reverse_cost * _DUTY:
-            self._reverse = self._guest.reverse_map()
-            self._reverse_at = time.monotonic()
-            self._reverse_cost = self._reverse_at - now
         return tuple(
             AliasRow(
                 who=printable(alias.task.name) if alias.task else alias.region,
                 pid=alias.task.pid if alias.task else None,
                 va=alias.va,
-                rights="r"
-                + ("w" if alias.rights & Right.W else "-")
-                + ("x" if alias.rights & Right.X else "-"),
+                rights=_rights(alias.rights),
                 size=alias.size,
             )
-            for alias in self._reverse.of(pfn)[:_MOST_ALIASES]
+            for alias in self._reverse.recent().of(pfn)[:_MOST_ALIASES]
         )
 
     def _row(self, task: Task) -> TaskRow:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from textual.theme import Theme
 
 from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
 
 BACKGROUND = "#0f1318"
 SURFACE = "#161c24"
@@ -92,6 +93,42 @@ def state_look(state: int) -> Look:
 
 
 STATES: dict[int, Look] = {int(state): state_look(state) for state in FrameState}
+
+_OWNERS = {
+    "NO_PAGE": Look("hole", "#1b212a", " ", "no struct page: no memory, or not Linux's"),
+    "FIRMWARE": Look("firmware", "#3d4552", "F", "kept by the firmware, or no RAM at all"),
+    "KERNEL_IMAGE": Look("kernel image", "#d55e00", "K", "the kernel's own text and data"),
+    "MEMMAP": Look("mem_map", "#5d6878", "M", "the array of struct page itself"),
+    "RESERVED": Look("reserved", "#7f8a99", "R", "kept back at boot, and no mark says what for"),
+    "FREE": Look("free", "#146b55", "·", "in a block on a buddy free list"),
+    "PER_CPU_FREE": Look("per-CPU free", "#2fbf8f", ":", "free, on a CPU's own list"),
+    "PAGE_TABLE": Look("page table", "#f0e442", "T", "translations of user and kernel addresses"),
+    "KERNEL_STACK": Look("kernel stack", "#b18cf0", "S", "where a thread runs in the kernel"),
+    "SLAB": Look("slab", "#e69f00", "s", "kernel objects of one cache"),
+    "VMALLOC": Look("vmalloc", "#b06a35", "v", "a vmalloc area's, contiguous in virtual addresses only"),
+    "MODULE": Look("module", "#ff9d76", "m", "a loaded module's code and data"),
+    "PERCPU": Look("percpu", "#a08c4c", "P", "variables that each CPU has for itself"),
+    "ANON": Look("anonymous", "#56b4e9", "a", "user memory without a file"),
+    "SWAP_CACHE": Look("swap cache", "#3f6fd8", "w", "user memory that a swap slot holds too"),
+    "SHMEM": Look("shared mem", "#7fd6d0", "h", "shared memory and tmpfs"),
+    "PAGE_CACHE": Look("page cache", "#cc79a7", "f", "contents of files"),
+    "HUGETLB": Look("hugetlb", "#2e86c1", "H", "huge pages of hugetlbfs"),
+    "ZERO_PAGE": Look("zero page", "#b8c4d0", "0", "the page of zeros that all share"),
+    "HUGE_ZERO_PAGE": Look("huge zero", "#98a8bb", "O", "the huge page of zeros that all share"),
+    "DRIVER": Look("driver", "#a6d854", "d", "a kernel allocation that a user mapping shows"),
+    "UNMARKED": Look("unmarked", "#f0655b", "?", "allocated, and nothing that the kernel keeps says by whom"),
+}
+
+
+def owner_look(owner: Owner) -> Look:
+    """How an owner's frames are drawn; an owner that this module does not know gets a colour of its own."""
+    if owner.name in _OWNERS:
+        return _OWNERS[owner.name]
+    plain = owner.name.lower().replace("_", " ")
+    return Look(plain, _SPARE[owner % len(_SPARE)], plain[0].upper(), plain)
+
+
+OWNERS: dict[int, Look] = {int(owner): owner_look(owner) for owner in Owner}
 
 # Tasks by the letter that ps shows.
 TASK_STATES = {

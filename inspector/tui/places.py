@@ -15,7 +15,7 @@ _KERNEL_HALF = 1 << 63
 
 
 class ViewName(StrEnum):
-    """The views, in the order of their digits."""
+    """The views, in the order of their keys."""
 
     OVERVIEW = "overview"
     TASKS = "tasks"
@@ -23,12 +23,19 @@ class ViewName(StrEnum):
     WALK = "walk"
     FRAMES = "frames"
     PAGE = "page"
+    SLABS = "slabs"
+    VMALLOC = "vmalloc"
+    SWAP = "swap"
+    MEMORY = "memory"
     CONSOLE = "console"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A view and what it shows. A walk starts in task `pid`, at CR3 of `cpu`, or in the kernel's tables."""
+    """A view and what it shows. A walk starts in task `pid`, at CR3 of `cpu`, or in the kernel's tables.
+
+    In the map of frames `owner` (an Owner) and `label` say what is to be lit; among slabs `label` is a cache.
+    """
 
     view: ViewName
     pid: int | None = None
@@ -36,6 +43,8 @@ class Place:
     va: VirtAddr | None = None
     pfn: Pfn | None = None
     symbol: str | None = None
+    owner: int | None = None
+    label: str | None = None
 
 
 class Names(Protocol):

@@ -16,17 +16,20 @@ from inspector.errors import GuestDied, InspectorError
 from inspector.machine import RunState
 from inspector.tui.source import Source
 
-_DUTY = 4  # what takes long to read is read less often: at most a quarter of the time
 _JOIN = 3.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the visible view wants to know, and how often in seconds. `serial` tells answers apart."""
+    """What the visible view wants to know, and how often in seconds. `serial` tells answers apart.
+
+    Reading may take one part in `duty` of the time at most: what takes long is read less often.
+    """
 
     serial: int
     read: Callable[[Source], Any]
     every: float
+    duty: int = 4
 
 
 class Answer(Message):
@@ -140,7 +143,7 @@ class Poller:
         started = time.monotonic()
         data = request.read(self._source)
         seconds = time.monotonic() - started
-        self._due = time.monotonic() + seconds * _DUTY
+        self._due = time.monotonic() + seconds * request.duty
         self._fresh = self._state is not None and not self._state.running
         self._post(Answer(request.serial, data, seconds))
 

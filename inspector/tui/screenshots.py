@@ -52,6 +52,10 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "walk": Place(ViewName.WALK, pid=pids[_TOUCH], va=va),
         "frames": Place(ViewName.FRAMES, pfn=pfn),
         "page": Place(ViewName.PAGE, pfn=pfn),
+        "slabs": Place(ViewName.SLABS),
+        "vmalloc": Place(ViewName.VMALLOC),
+        "swap": Place(ViewName.SWAP),
+        "memory": Place(ViewName.MEMORY),
         "console": Place(ViewName.CONSOLE),
     }
     saved = []

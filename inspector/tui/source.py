@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import Walk
+from inspector.kernel.memcg import MemoryGroup
+from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
+from inspector.kernel.slabs import SlabCache
+from inspector.kernel.swap import SwapArea
+from inspector.kernel.vmalloc import VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Zone
 from inspector.machine import Completed, RunState
@@ -100,11 +105,25 @@ class WalkView:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The state of every frame from PFN 0 on."""
+    """The owner of every frame from PFN 0 on: `counts.states` are Owners, `details` index `labels`."""
 
     counts: FrameCounts
+    details: NDArray[np.uint32]
+    labels: tuple[str, ...]
     zones: tuple[Zone, ...]
     page_size: int
+
+    def label(self, pfn: Pfn) -> str:
+        """Which one of its owner's objects the frame belongs to; empty where that is not known."""
+        return self.labels[int(self.details[pfn])]
+
+    def match(self, owner: int, label: str | None) -> NDArray[np.bool_]:
+        """Which frames are an owner's, or one of its objects'."""
+        found: NDArray[np.bool_] = self.counts.states == owner
+        if label is not None:
+            index = self.labels.index(label) if label in self.labels else -1
+            found &= self.details == index
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +142,17 @@ class AliasRow:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """A frame: its struct page, read and raw, its first bytes, and states from PFN `around_first` on."""
+    """A frame: its struct page, read and raw, its first bytes, and owners from PFN `around_first` on.
+
+    `owner` and `label` say whose it is, `owned` how many frames that object has; `charge` is the memory
+    cgroup that pays for it, empty for none.
+    """
 
     page: Page
-    state: int
+    owner: Owner
+    label: str
+    owned: int
+    charge: str
     raw: bytes
     contents: bytes
     aliases: tuple[AliasRow, ...]
@@ -134,6 +160,60 @@ class PageView:
     zone: Zone | None
     around_first: Pfn
     around: NDArray[np.uint8]
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slabs:
+    """Every slab cache. `page_size` in bytes."""
+
+    caches: tuple[SlabCache, ...]
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmallocRow:
+    """A vmalloc area, and the frame that its first page is in; None where nothing is mapped there."""
+
+    area: VmallocArea
+    pfn: Pfn | None
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRow:
+    """What a task has of one kind of entry that is not present (`use`: `swap`, `migration read`...).
+
+    `pages` in `count` entries; `va` is the lowest address, `offsets` the lowest and highest slot (or None),
+    `pfn` the frame that the first entry names.
+    """
+
+    pid: int
+    name: str
+    use: str
+    type: int | None
+    count: int
+    pages: int
+    va: VirtAddr
+    offsets: tuple[int, int] | None
+    pfn: Pfn | None
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Swap areas, what tasks have there and elsewhere than in memory, and frames of the swap cache."""
+
+    areas: tuple[SwapArea, ...]
+    rows: tuple[SwapRow, ...]
+    cached: int
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The lines of /proc/meminfo, in KiB but for counts of huge pages, and the memory cgroups."""
+
+    lines: tuple[tuple[str, int], ...]
+    groups: tuple[MemoryGroup, ...]
     page_size: int
 
 
@@ -165,10 +245,22 @@ class Source(Protocol):
         """An address followed; without one the RIP of CPU 0 from its CR3. Raises NoSuchTask, UsageError."""
 
     def frames(self) -> Frames:
-        """All of memory."""
+        """All of memory, by owner."""
 
     def page(self, pfn: Pfn) -> PageView:
         """One frame. Raises NoSuchFrame."""
+
+    def slabs(self) -> Slabs:
+        """Every slab cache."""
+
+    def vmalloc(self) -> tuple[VmallocRow, ...]:
+        """Every vmalloc area, by address."""
+
+    def swap(self) -> Swap:
+        """Swap areas, and what is swapped out."""
+
+    def memory(self) -> Memory:
+        """Counters of all memory."""
 
     def console(self, lines: int) -> str:
         """The console's last lines."""

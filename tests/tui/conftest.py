@@ -17,8 +17,12 @@ from textual.pilot import Pilot
 from inspector.arch import MAPPING, X86_64_4LEVEL, walk
 from inspector.errors import GuestDied, NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import Cpu, FreeCounts, GuestInfo
-from inspector.kernel.frames import FrameState
+from inspector.kernel.memcg import MemoryGroup
+from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
+from inspector.kernel.slabs import SlabCache
+from inspector.kernel.swap import SwapArea
+from inspector.kernel.vmalloc import BUSY, UNPURGED, VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Watermarks, Zone
 from inspector.machine import Completed, CpuRegisters, RunState
@@ -30,17 +34,24 @@ from inspector.tui.source import (
     AliasRow,
     CpuRow,
     Frames,
+    Memory,
     Overview,
     PageView,
+    Slabs,
     Source,
     Space,
+    Swap,
+    SwapRow,
     TaskRow,
+    VmallocRow,
     VmaRow,
     WalkView,
 )
 from inspector.units import MIB, Pfn, PhysAddr, VirtAddr
 
 PAGE = 4096
+USAGE = np.array([0, 256, 3310, 0, 12, 0, 512, 1, 5])
+"""Frames by FrameState: what the overview shows of states()."""
 ROOT = PhysAddr(0x1000)
 VA = VirtAddr(0x7F0000403123)
 """Mapped by hand: PGD 254, PUD 0, PMD 2, PTE 3, offset 0x123, to physical 0x5123."""
@@ -82,12 +93,59 @@ def zone(name: str, index: int, start: int, pages: int, free: int) -> Zone:
 
 
 def states() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """4096 frames: 256 reserved, then free, but one of page cache at 0x777 and 512 anonymous from 0x800."""
-    frames = np.full(4096, FrameState.FREE, np.uint8)
-    frames[:256] = FrameState.RESERVED
-    frames[0x777] = FrameState.FILE
-    frames[0x800:0xA00] = FrameState.ANON
+    """4096 frames: 256 reserved, then free, but one of page cache at 0x777 and 512 anonymous from 0x800.
+
+    And slabs at 0xB00 (8 of dentry, 4 of inode_cache), 3 of a vmalloc area at 0xC00, 2 unmarked at 0xD00.
+    """
+    frames = np.full(4096, Owner.FREE, np.uint8)
+    frames[:256] = Owner.RESERVED
+    frames[0x777] = Owner.PAGE_CACHE
+    frames[0x800:0xA00] = Owner.ANON
+    frames[0xB00:0xB0C] = Owner.SLAB
+    frames[0xC00:0xC03] = Owner.VMALLOC
+    frames[0xD00:0xD02] = Owner.UNMARKED
     return frames
+
+
+LABELS = ("", "worker (42)", "dentry", "inode_cache", "load_module+0x10/0x20")
+
+
+def details() -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Which of LABELS the frames of states() have."""
+    found = np.zeros(4096, np.uint32)
+    found[0x800:0xA00] = 1
+    found[0xB00:0xB08] = 2
+    found[0xB08:0xB0C] = 3
+    found[0xC00:0xC03] = 4
+    return found
+
+
+def cache(name: str, size: int, slabs: int, active: int, **changes: Any) -> SlabCache:
+    """A cache whose slabs are of one page."""
+    each = PAGE // size
+    made = SlabCache(
+        address=VirtAddr(0xFFFF888000005000), name=name, object_size=size - 8, size=size, align=8,
+        objects_per_slab=each, order=0, aliases=0, flags=0, flag_names=("RECLAIM_ACCOUNT",), ctor=None,
+        sheaf_capacity=None, slabs=slabs, objects=slabs * each, active=active,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def area(start: int, size: int, caller: str, **changes: Any) -> VmallocArea:
+    """A vmalloc()ed area with a guard page."""
+    made = VmallocArea(
+        start=VirtAddr(start), end=VirtAddr(start + size), size=size, kind=BUSY, caller=caller,
+        pages=size // PAGE - 1, phys=None, flags=("vmalloc",), pages_in_vmalloc=False,
+        nodes={0: size // PAGE - 1},
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def swap_area(number: int, used: int) -> SwapArea:
+    """A swap area of 1024 slots."""
+    return SwapArea(
+        number, f"/dev/zram{number}", "partition", 1024, used, -2, 0x13, VirtAddr(0xFFFF888000006000)
+    )
 
 
 def ram() -> MappedRam:
@@ -119,6 +177,34 @@ class FakeSource:
         ]
     )
     frame_states: Any = field(default_factory=states)
+    frame_details: Any = field(default_factory=details)
+    labels: tuple[str, ...] = LABELS
+    caches: list[SlabCache] = field(
+        default_factory=lambda: [
+            cache("dentry", 192, 8, 150),
+            cache("inode_cache", 512, 4, 30),
+            cache("never_used", 64, 0, 0),
+        ]
+    )
+    vmalloc_areas: list[VmallocRow] = field(
+        default_factory=lambda: [
+            VmallocRow(area(0xFFFFC90000000000, 4 * PAGE, "load_module+0x10/0x20"), Pfn(0xC00)),
+            VmallocRow(
+                area(
+                    0xFFFFC90000008000, 2 * PAGE, "hpet_enable+0x1/0x2", pages=0, flags=("ioremap",),
+                    phys=PhysAddr(0xFED00000),
+                ),
+                Pfn(0xFED00),
+            ),
+            VmallocRow(area(0xFFFFC90000010000, 2 * PAGE, "", pages=0, kind=UNPURGED, flags=()), None),
+        ]
+    )  # fmt: skip
+    swap_areas: tuple[SwapArea, ...] = (swap_area(0, 256),)
+    swap_rows: tuple[SwapRow, ...] = (
+        SwapRow(42, "worker", "swap", 0, 200, 200, VirtAddr(0x7F0000404000), (0x10, 0xD7), None),
+        SwapRow(42, "worker", "PROT_NONE", None, 1, 1, VirtAddr(0x7F0000480000), None, Pfn(0x801)),
+    )
+    groups: tuple[MemoryGroup, ...] = ()
     console_text: str = "login:"
     run_state: RunState = field(default_factory=lambda: RunState("running", "running"))
     gate: threading.Event = field(default_factory=threading.Event)
@@ -166,7 +252,7 @@ class FakeSource:
             cpus=(CpuRow(cpu, "do_idle+0x10"),),
             zones=self._zones(),
             free=(FreeCounts(0, "Normal", ("Unmovable", "Movable"), counts),),
-            usage=FrameCounts(self.frame_states, len(FrameState)).totals(),
+            usage=USAGE,
             page_size=PAGE,
         )
 
@@ -195,7 +281,8 @@ class FakeSource:
 
     def frames(self) -> Frames:
         self._ask("frames")
-        return Frames(FrameCounts(self.frame_states, len(FrameState)), self._zones(), PAGE)
+        counts = FrameCounts(self.frame_states, len(Owner))
+        return Frames(counts, self.frame_details, self.labels, self._zones(), PAGE)
 
     def page(self, pfn: Pfn) -> PageView:
         self._ask(f"page {pfn:#x}")
@@ -209,7 +296,10 @@ class FakeSource:
         )  # fmt: skip
         return PageView(
             page=page,
-            state=int(self.frame_states[pfn]),
+            owner=Owner(int(self.frame_states[pfn])),
+            label=self.labels[int(self.frame_details[pfn])],
+            owned=int((self.frame_details == self.frame_details[pfn]).sum()),
+            charge="/lab, as user memory",
             raw=bytes(range(64)),
             contents=b"hello, page" + bytes(21),
             aliases=(
@@ -222,6 +312,23 @@ class FakeSource:
             around=self.frame_states[: pfn + 512],
             page_size=PAGE,
         )
+
+    def slabs(self) -> Slabs:
+        self._ask("slabs")
+        return Slabs(tuple(self.caches), PAGE)
+
+    def vmalloc(self) -> tuple[VmallocRow, ...]:
+        self._ask("vmalloc")
+        return tuple(self.vmalloc_areas)
+
+    def swap(self) -> Swap:
+        self._ask("swap")
+        return Swap(self.swap_areas, self.swap_rows, 5, PAGE)
+
+    def memory(self) -> Memory:
+        self._ask("memory")
+        lines = {"MemTotal": 16384, "MemFree": 4096, "Slab": 48, "AnonPages": 2048, "HugePages_Total": 3}
+        return Memory(tuple(lines.items()), self.groups, PAGE)
 
     def console(self, lines: int) -> str:
         return self.console_text

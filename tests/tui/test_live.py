@@ -65,10 +65,10 @@ def test_the_guest_tells_the_same(play_live: Play, guest: Guest, pid: int) -> No
         await screen.press("home", "enter")
         await screen.shows("✔ physical", "4 KiB page", "/labs/touch")
         await screen.press("enter")
-        await screen.shows("page cache", "uptodate", "struct address_space")
+        await screen.shows("shared mem", "uptodate", "struct address_space")  # its root is a tmpfs
         await screen.press("5")
         await screen.shows("anonymous", "page table", "all shown")
-        await screen.press("7", "enter")
+        await screen.press("c", "enter")
         await screen.type("uname -r")
         await screen.press("enter")
         await screen.until(lambda: screen.text().count(release) > 1)

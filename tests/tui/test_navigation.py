@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
+from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import Place, ViewName
 from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, VirtAddr
@@ -183,7 +184,7 @@ def test_hostile_names_show_literally(play: Play, source: FakeSource) -> None:
         await screen.press("enter")
         await screen.shows("[red]x[/red] PID 66", "[link=evil]", r"\x1b[2J")
         assert "\x1b" not in screen.text()
-        await screen.press("7")
+        await screen.press("c")
         await screen.shows("[bold]login")
 
     source.rows = [replace(source.rows[0], pid=66, name="[red]x[/red]")]
@@ -255,8 +256,8 @@ def test_a_read_that_finds_the_guest_gone(play: Play, source: FakeSource) -> Non
 
 def test_resizing(play: Play) -> None:
     async def script(screen: Screen) -> None:
-        for number, view in enumerate(ViewName, 1):
-            await screen.press(str(number))
+        for view in ViewName:
+            await screen.press(TAB_KEYS[view])
             await screen.until(lambda: screen.app.view.data is not None)
             for width, height in ((200, 60), (80, 24), (40, 10)):
                 await screen.pilot.resize_terminal(width, height)
@@ -264,7 +265,7 @@ def test_resizing(play: Play) -> None:
                 lines = screen.text().splitlines()
                 assert len(lines) <= height
                 assert max(map(len, lines)) <= width
-                assert f"{number} {view.title()}" in lines[1]
+                assert f"{TAB_KEYS[view]} {view.title()}" in lines[1]
                 await screen.until(lambda: "⏎" in screen.text().splitlines()[-1])
                 _assert_apart(screen)
 
@@ -283,8 +284,9 @@ def _assert_apart(screen: Screen) -> None:
 
 def test_sixteen_gibibytes_of_frames(play: Play, source: FakeSource) -> None:
     random = np.random.default_rng(5)
-    source.frame_states = random.integers(1, len(FrameState), 4 << 20).astype(np.uint8)
-    source.frame_states[0x100000:0x140000] = FrameState.HOLE
+    source.frame_states = random.integers(1, len(Owner), 4 << 20).astype(np.uint8)
+    source.frame_states[0x100000:0x140000] = Owner.NO_PAGE
+    source.frame_details = np.zeros(4 << 20, np.uint32)
 
     async def script(screen: Screen) -> None:
         await screen.press("5")
@@ -293,7 +295,7 @@ def test_sixteen_gibibytes_of_frames(play: Play, source: FakeSource) -> None:
         frame_map = screen.app.view.query_one(FrameMap)
         counts = frame_map.cell_counts(frame_map.pfn)
         part = source.frame_states[frame_map.pfn : frame_map.pfn + (1 << frame_map.shift)]
-        assert counts.tolist() == np.bincount(part, minlength=len(FrameState)).tolist()
+        assert counts.tolist() == np.bincount(part, minlength=len(Owner)).tolist()
         frame_map.zoom(20)
         await screen.shows("a cell is 1 frame", f"PFN {frame_map.pfn:#x}")
         await screen.press("home")

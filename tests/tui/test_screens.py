@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from inspector.errors import CorruptGuest
-from inspector.tui.actions import GLOBAL, VIEWS
+from inspector.tui.actions import GLOBAL, TAB_KEYS, VIEWS
 from inspector.tui.places import Place, ViewName
 from inspector.units import Pfn, VirtAddr
 
@@ -190,7 +190,7 @@ def test_frames(play: Play, size: tuple[int, int]) -> None:
         await screen.shows("PFN 0xa00")
         await screen.press("N", "N")
         await screen.shows("PFN 0x100 ")
-        await screen.press("0")
+        await screen.press("a")
         await screen.shows("all shown")
 
     play(script, size)
@@ -231,7 +231,7 @@ def test_page(play: Play, size: tuple[int, int]) -> None:
 
 def test_console_runs_a_command(play: Play, source: FakeSource, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        await screen.press("7")
+        await screen.press("c")
         await screen.shows("login:")
         await screen.press("enter")
         await screen.type("id")
@@ -267,9 +267,9 @@ def test_a_bug_in_a_reader_is_an_error_too(play: Play, source: FakeSource) -> No
 
 def test_every_screen_has_its_keys_on_it(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        for number, view in enumerate(ViewName, 1):
-            await screen.press(str(number))
-            await screen.shows("? Keys", f"{number} {view.title()}")
+        for view in ViewName:
+            await screen.press(TAB_KEYS[view])
+            await screen.shows("? Keys", f"{TAB_KEYS[view]} {view.title()}")
             assert screen.app.place.view is view
             for action in VIEWS[view]:
                 if action.label and screen.app.view.check_action(action.action.split("(")[0], ()):

@@ -42,6 +42,8 @@ class View(Vertical, Generic[Data]):
     NAME: ClassVar[ViewName]
     EVERY: ClassVar[float] = 1.0
     """Seconds between reads while the view is shown."""
+    DUTY: ClassVar[int] = 4
+    """Reading takes one part in so many of the time at most."""
 
     def __init__(self) -> None:
         super().__init__(id=self.NAME.value)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.widgets import Static
 
-from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
 from inspector.tui import palette
 from inspector.tui.actions import VIEWS, bindings
 from inspector.tui.places import Place, ViewName
@@ -21,9 +23,11 @@ from inspector.tui.widgets.drawing import Drawing, heading
 from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, format_size
 
+_NAMED = 8  # objects named under the cursor
+
 
 class Legend(Drawing):
-    """The states with their colours, letters, counts and bytes: a column, or a few lines."""
+    """The owners with their colours, letters, counts and bytes: a column, or a few lines."""
 
     def __init__(self) -> None:
         super().__init__(id="legend")
@@ -35,7 +39,7 @@ class Legend(Drawing):
         self.redraw()
 
     def draw(self, width: int) -> Text:
-        """As many columns as fit."""
+        """As many columns as fit, and what nothing tells the owner of."""
         text = Text()
         if self._frames is None:
             return text
@@ -43,26 +47,38 @@ class Legend(Drawing):
         columns = max(1, width // 26)
         full = columns == 1
         if full:
-            heading(text, "Legend", width)
-        states = [state for state in FrameState if totals[state]]
-        for index, state in enumerate(states):
-            look, count = palette.STATES[state], int(totals[state])
+            heading(text, "Owners", width)
+        for index, owner in enumerate(owner for owner in Owner if totals[owner]):
+            look, count = palette.OWNERS[owner], int(totals[owner])
+            if index:
+                text.append("" if index % columns else "\n")
             entry = Text()
             entry.append(f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}")
             entry.append(f" {look.name:<12}")
             entry.append(f"{format_size(count * self._frames.page_size):>9}")
             if full:
                 entry.append(f"{count:>8}", palette.DIM)
-            last = index % columns == columns - 1 or index == len(states) - 1
-            entry.truncate(width // columns, pad=not last)
+            entry.truncate(width // columns, pad=index % columns < columns - 1)
             text.append_text(entry)
-            if index < len(states) - 1 and last:
-                text.append("\n")
+        text.append("\n").append_text(_remainder(totals, width))
         return text
 
 
+def _remainder(totals: NDArray[np.int64], width: int) -> Text:
+    """How much of what is in use nobody is known to own."""
+    idle = (Owner.NO_PAGE, Owner.FREE, Owner.PER_CPU_FREE)
+    used = int(totals.sum() - totals[list(idle)].sum())
+    lost = int(totals[Owner.UNMARKED])
+    said = f"unattributed {lost / max(used, 1):.1%} of {used} in use"
+    text = Text(said if len(said) <= width else f"unattributed {lost / max(used, 1):.1%}", palette.DIM)
+    if width > 60:
+        text.append(f": {lost} frames carry no mark of their owner", palette.DIM)
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
 class UnderCursor(Drawing):
-    """Which frames the cursor is on, where they lie, and what they are."""
+    """Which frames the cursor is on, where they lie, and whose they are."""
 
     def __init__(self) -> None:
         super().__init__(id="under-cursor")
@@ -81,15 +97,10 @@ class UnderCursor(Drawing):
             return text
         pfn, count = self._map.pfn, 1 << self._map.shift
         size = self._frames.page_size
-        counts = self._map.cell_counts(pfn)
         zones = [
             zone.name for zone in self._frames.zones if zone.start_pfn < pfn + count and pfn < zone.end_pfn
         ]
-        parts = [
-            _state(state, int(counts[state]) if count > 1 else None)
-            for state in sorted(FrameState, key=lambda state: -int(counts[state]))
-            if counts[state]
-        ]
+        parts = _owners(self._frames, pfn, count)
         last = f"-{pfn + count - 1:#x}" if count > 1 else ""
         lines = [
             Text.assemble(("PFN ", palette.DIM), (f"{pfn:#x}{last}", f"bold {palette.ACCENT}")),
@@ -97,7 +108,7 @@ class UnderCursor(Drawing):
             Text.assemble(("zone ", palette.DIM), " ".join(zones) or "none"),
         ]
         if width > 60:
-            text = Text("  ").join([*lines, *parts])
+            text = Text("  ").join([lines[0], *parts, *lines[1:]])
             text.truncate(width, overflow="ellipsis")
             return text
         heading(text, "Under the cursor", width)
@@ -108,17 +119,29 @@ class UnderCursor(Drawing):
         return text
 
 
-def _state(state: int, count: int | None) -> Text:
-    look = palette.STATES[state]
-    name = f" {look.name}" + ("" if count is None else f" {count}")
-    return Text.assemble((f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}"), name)
+def _owners(frames: Frames, pfn: int, count: int) -> list[Text]:
+    """Who owns these frames, object by object, those with most first."""
+    keys = frames.details[pfn : pfn + count].astype(np.int64) << 8 | frames.counts.states[pfn : pfn + count]
+    found, counts = np.unique(keys, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    texts = []
+    for index in order[:_NAMED].tolist():
+        look, label = palette.OWNERS[int(found[index]) & 0xFF], frames.labels[int(found[index]) >> 8]
+        text = Text.assemble((f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}"), f" {look.name}")
+        text.append(f" {label}" if label else "", f"bold {palette.FOREGROUND}")
+        text.append(f" {counts[index]}" if count > 1 else "", palette.DIM)
+        texts.append(text)
+    if len(order) > _NAMED:
+        texts.append(Text(f"and {len(order) - _NAMED} more owners", palette.DIM))
+    return texts
 
 
 class FramesView(View[Frames]):
     """The map, what is under its cursor, and the legend."""
 
     NAME = ViewName.FRAMES
-    EVERY = 2.0
+    EVERY = 3.0
+    DUTY = 10  # to tell every owner stops the guest longer than other questions do
     BINDINGS: ClassVar[list[BindingType]] = bindings(VIEWS[ViewName.FRAMES])
 
     def compose(self) -> ComposeResult:
@@ -127,8 +150,8 @@ class FramesView(View[Frames]):
         with Container(id="frames-body"):
             yield FrameMap()
             with Vertical(id="frames-side"):
-                yield UnderCursor()
                 yield Legend()
+                yield UnderCursor()
 
     def request(self, place: Place) -> Callable[[Source], Frames]:
         """All frames."""
@@ -139,17 +162,36 @@ class FramesView(View[Frames]):
         data = self.data
         super().enter(place)
         self.data = data
-        if place.pfn is not None:
-            self._map.go(place.pfn)
+        self._light()
+        self._arrive()
 
     def show(self, data: Frames) -> None:
         """All parts."""
         first = self.data is None
         super().show(data)
         self._map.set_frames(data)
-        if first and self.place.pfn is not None:
-            self._map.go(self.place.pfn)
+        self._light()
+        if first:
+            self._arrive()
         self._draw()
+
+    @property
+    def _lit(self) -> NDArray[np.bool_] | None:
+        """The frames that the place wants lit; None where it wants none."""
+        if self.data is None or self.place.owner is None:
+            return None
+        return self.data.match(self.place.owner, self.place.label)
+
+    def _light(self) -> None:
+        self._map.light(self.place.owner or 0, self._lit)
+
+    def _arrive(self) -> None:
+        """The cursor goes to the frame that the place names, or to the first one lit."""
+        lit = self._lit
+        if self.place.pfn is not None:
+            self._map.go(self.place.pfn)
+        elif lit is not None and lit.any():
+            self._map.go(int(lit.argmax()))
 
     @property
     def _map(self) -> FrameMap:
@@ -163,12 +205,19 @@ class FramesView(View[Frames]):
         frames, each = len(self.data.counts), 1 << self._map.shift
         size = self.data.page_size
         text = Text(no_wrap=True, overflow="ellipsis")
+        if self.place.owner is not None:
+            lit = self._lit
+            count, look = 0 if lit is None else int(lit.sum()), palette.OWNERS[self.place.owner]
+            text.append(f" {look.glyph} {look.name} ", f"{palette.BACKGROUND} on {look.color}")
+            text.append(f" {self.place.label}" if self.place.label else "", f"bold {palette.FOREGROUND}")
+            text.append(f" {count} frames, {format_size(count * size)} lit", palette.FOREGROUND)
+            text.append(" · n next, l other light · ", palette.DIM)
         text.append(f"{frames} frames", f"bold {palette.FOREGROUND}")
-        text.append(", all shown" if self._map.fitted else ", 0 shows all", palette.DIM)
+        text.append(", all shown" if self._map.fitted else ", a shows all", palette.DIM)
         text.append("; a cell is ", palette.DIM)
         cell = f"{each} frame{'s' if each > 1 else ''}, {format_size(each * size)}"
         text.append(cell, f"bold {palette.FOREGROUND}")
-        text.append(", coloured by what most of it is" if each > 1 else "", palette.DIM)
+        text.append(", coloured by who owns most of it" if each > 1 else "", palette.DIM)
         self.query_one("#frames-summary", Static).update(text)
 
     def on_frame_map_moved(self) -> None:
@@ -194,13 +243,30 @@ class FramesView(View[Frames]):
         self._map.go(pfn)
 
     def action_open(self) -> None:
-        """The first frame of the cell's commonest state."""
+        """The first frame of the cell that is lit, or its commonest owner's."""
+        if self.data is not None:
+            self.post_message(Go(Place(ViewName.PAGE, pfn=self._chosen(self.data))))
+
+    def _chosen(self, data: Frames) -> Pfn:
+        first, each = self._map.pfn, 1 << self._map.shift
+        lit = self._lit
+        part = lit[first : first + each] if lit is not None else np.zeros(0, np.bool_)
+        if not part.any():
+            part = data.counts.states[first : first + each] == self._map.majority(first)
+        return Pfn(first + (int(part.argmax()) if part.size else 0))
+
+    def action_light(self) -> None:
+        """Light up the object under the cursor; again, all of its owner; again, nothing."""
         if self.data is None:
             return
-        pfn, state = self._map.pfn, self._map.majority(self._map.pfn)
-        states = self.data.counts.states[pfn : pfn + (1 << self._map.shift)]
-        found = int((states == state).argmax()) if states.size else 0
-        self.post_message(Go(Place(ViewName.PAGE, pfn=Pfn(pfn + found))))
+        pfn = self._chosen(self.data)
+        owner: int | None = int(self.data.counts.states[pfn])
+        label = self.data.label(pfn) or None
+        if self.place.owner == owner and self.place.label == label:
+            owner, label = (owner, None) if label else (None, None)
+        elif self.place.owner == owner and self.place.label is None:
+            owner = label = None
+        self.post_message(Go(Place(ViewName.FRAMES, pfn=pfn, owner=owner, label=label), history=False))
 
     def action_zoom(self, steps: int) -> None:
         """Zoom."""
@@ -211,7 +277,7 @@ class FramesView(View[Frames]):
         self._map.set_shift(None)
 
     def action_next_state(self, step: int) -> None:
-        """The next run of the state under the cursor."""
+        """The next run of the owner under the cursor, or of what is lit."""
         self._map.next_run(step)
 
     def action_glyphs(self) -> None:

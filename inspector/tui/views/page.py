@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from inspector.kernel.owners import Owner
 from inspector.tui import palette
 from inspector.tui.actions import VIEWS, bindings
 from inspector.tui.places import Place, ViewName
@@ -22,6 +25,11 @@ from inspector.tui.widgets.hexdump import Hexdump
 from inspector.tui.widgets.table import Column, VirtualTable
 from inspector.units import Pfn, VirtAddr, format_size
 
+_BLOCK = 512  # frames of a pageblock (C: pageblock_nr_pages)
+_TASKS = re.compile(r"\((\d+)\)$")  # how labels that name a task end
+_MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
+_OF_TASKS = (Owner.ANON, Owner.KERNEL_STACK, Owner.PAGE_TABLE, Owner.DRIVER)
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -30,6 +38,11 @@ class Link:
     name: str
     what: str
     place: Place
+
+
+def _mapping(data: PageView) -> bool:
+    """Whether the word `mapping` is one: struct slab and others lie over it."""
+    return bool(data.page.mapping) and data.owner in _MAPPED
 
 
 class Fields(Drawing):
@@ -50,9 +63,17 @@ class Fields(Drawing):
         if self._data is None:
             return text
         page = self._data.page
+        look = palette.OWNERS[self._data.owner]
         heading(text, "struct page", width, f"at {page.address:#x}")
         flags = Text(f"{page.flags:#018x}")
-        lines: list[tuple[str, Text]] = [("flags", flags), ("", self._flags(width))]
+        whose = Text.assemble((f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}"), f" {look.name} ")
+        whose.append(self._data.label, f"bold {palette.FOREGROUND}")
+        if self._data.owned:
+            size = format_size(self._data.owned * self._data.page_size)
+            whose.append(f"  {self._data.owned} frames, {size} in all", palette.DIM)
+        lines: list[tuple[str, Text]] = [("owner", whose), ("flags", flags), ("", self._flags(width))]
+        if self._data.charge:
+            lines.append(("charged to", Text.assemble(self._data.charge, ("  a memory cgroup", palette.DIM))))
         lines.append(("_refcount", Text.assemble(str(page.refcount), (self._refcount(), palette.DIM))))
         if page.page_type is not None:
             lines.append(
@@ -66,12 +87,15 @@ class Fields(Drawing):
             if page.compound:
                 meaning += "; entries of large pages are counted apart"
             lines.append(("_mapcount", Text.assemble(str(page.mapcount), (meaning, palette.DIM))))
-        kind = {
+        kinds = {
             "anon": "struct anon_vma: anonymous memory",
             "file": "struct address_space: a file's pages",
             "ksm": "a KSM node: merged pages",
             "movable": "a driver's movable page",
-        }.get(page.mapping_kind or "", "" if not page.mapping else "not a mapping in this state")
+        }
+        kind = kinds.get(page.mapping_kind or "", "") if _mapping(self._data) else ""
+        if page.mapping and not kind:
+            kind = "not a mapping: what owns the frame has other uses for the word"
         lines.append(
             ("mapping", Text.assemble(f"{page.mapping:#x}", (f"  {kind}" if kind else "", palette.DIM)))
         )
@@ -115,7 +139,7 @@ class Fields(Drawing):
 
 
 class Neighbours(Drawing):
-    """The states of the frames around, the page itself in the middle."""
+    """The owners of the frames around, the page itself in the middle, and how its block is shared out."""
 
     def __init__(self) -> None:
         super().__init__(id="neighbours")
@@ -138,7 +162,7 @@ class Neighbours(Drawing):
         note = f"PFN {edge:#x} to {edge + len(states) - 1:#x}"
         heading(text, "Neighbours", width, note)
         for index, state in enumerate(states):
-            look = palette.STATES[state]
+            look = palette.OWNERS[state]
             here = first + index == at
             style = (
                 f"bold {palette.BACKGROUND} on {palette.CURSOR}"
@@ -146,7 +170,26 @@ class Neighbours(Drawing):
                 else f"{palette.BACKGROUND} on {look.color}"
             )
             text.append(look.glyph if look.glyph.strip() else "×" if here else " ", style)
-        text.append("\n" + " " * (at - first) + "▲", palette.CURSOR)
+        text.append("\n" + " " * (at - first) + "▲\n", palette.CURSOR)
+        text.append_text(self._block(width))
+        return text
+
+    def _block(self, width: int) -> Text:
+        """The pageblock that the frame is in, by owner."""
+        assert self._data is not None
+        start = self._data.page.pfn & ~(_BLOCK - 1)
+        first = max(0, start - self._data.around_first)
+        owners = self._data.around[first : start - self._data.around_first + _BLOCK]
+        counts = np.bincount(owners)
+        text = Text.assemble(
+            (f"its {format_size(_BLOCK * self._data.page_size)} at PFN {start:#x}", palette.DIM)
+        )
+        for owner in np.argsort(-counts, kind="stable").tolist():
+            if counts[owner]:
+                look = palette.OWNERS[owner]
+                text.append("  ").append(f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}")
+                text.append(f" {look.name} {counts[owner]}")
+        text.truncate(width, overflow="ellipsis")
         return text
 
 
@@ -199,10 +242,11 @@ class PageScreen(View[PageView]):
         return self.query_one("#links", VirtualTable)
 
     def _summarize(self, data: PageView) -> None:
-        page, look = data.page, palette.STATES[data.state]
+        page, look = data.page, palette.OWNERS[data.owner]
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f"PFN {page.pfn:#x} ", f"bold {palette.ACCENT}")
         text.append(f" {look.glyph} {look.name} ", f"{palette.BACKGROUND} on {look.color}")
+        text.append(f" {data.label}" if data.label else "", f"bold {palette.FOREGROUND}")
         text.append(f" {look.meaning} · ", palette.DIM)
         text.append(f"physical {page.pfn * data.page_size:#x}", palette.FOREGROUND)
         if page.zone is not None:
@@ -254,6 +298,7 @@ def _links(data: PageView) -> list[Link]:
     links = []
     if page.is_tail:
         links.append(Link("head", f"PFN {page.head:#x}, the compound page's first", frame(page.head)))
+    links += _owner_links(data)
     for alias in data.aliases:
         if alias.va == data.direct_map:
             continue
@@ -263,7 +308,7 @@ def _links(data: PageView) -> list[Link]:
     what = f"{data.direct_map:#x}, the kernel's address of its bytes"
     links.append(Link("direct map", what, walk(data.direct_map)))
     links.append(Link("struct page", f"{page.address:#x} in the vmemmap", walk(page.address)))
-    if page.mapping_kind in ("file", "anon"):
+    if page.mapping_kind in ("file", "anon") and _mapping(data):
         what = f"{page.mapping:#x}, the {page.mapping_kind} mapping's struct"
         links.append(Link("mapping", what, walk(page.mapping)))
     if page.order:
@@ -273,4 +318,26 @@ def _links(data: PageView) -> list[Link]:
     if data.zone:
         what = f"{data.zone.name}: its first frame, PFN {data.zone.start_pfn:#x}, in the map"
         links.append(Link("zone", what, Place(ViewName.FRAMES, pfn=data.zone.start_pfn)))
+    return links
+
+
+def _owner_links(data: PageView) -> list[Link]:
+    """The object that the frame belongs to, and all of its frames."""
+    links = []
+    if data.owner is Owner.SLAB and data.label:
+        links.append(Link("cache", f"{data.label}, among the slabs", Place(ViewName.SLABS, label=data.label)))
+    if data.owner is Owner.VMALLOC:
+        areas = [alias.va for alias in data.aliases if alias.pid is None and alias.who == "vmalloc"]
+        links += [
+            Link("area", f"{va:#x}, of {data.label}", Place(ViewName.VMALLOC, va=va)) for va in areas[:1]
+        ]
+    if data.owner is Owner.SWAP_CACHE:
+        links.append(Link("swap", "what tasks have in swap areas", Place(ViewName.SWAP)))
+    if data.owner in _OF_TASKS and (match := _TASKS.search(data.label)):
+        links.append(Link("task", data.label, Place(ViewName.SPACE, pid=int(match[1]))))
+    if data.label:
+        look = palette.OWNERS[data.owner]
+        what = f"{look.name} {data.label}: its {data.owned} frames, lit in the map"
+        place = Place(ViewName.FRAMES, pfn=data.page.pfn, owner=int(data.owner), label=data.label)
+        links.append(Link("owner", what, place))
     return links

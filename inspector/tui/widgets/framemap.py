@@ -17,17 +17,22 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from inspector.tui import palette
+from inspector.tui.density import FrameCounts
 from inspector.tui.source import Frames
 from inspector.units import Pfn
 
 _GUTTER = 11
 _STEP = 8  # cells of a row are a multiple of it, so that rows begin at round PFNs
 _PAIR = 1 << 10  # more than there are looks of one cell
-_PURITY = (0.5, 0.66, 0.82, 1.0)  # how bright a cell is by how much of it its commonest state takes
+_SHARES = (0.4, 0.65, 0.999)
+_PURITY = (0.16, 0.5, 0.66, 0.82, 1.0)  # how bright a cell is: unlit, or by the share of its commonest owner
 
 
 class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
-    """A cell for one or many frames; its colour is the commonest state, dimmer where others share it."""
+    """A cell for one or many frames; its colour is the commonest owner, dimmer where others share it.
+
+    Some frames can be lit: then every cell that holds one of them stands out, and all others fade.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "cell(-1)", "Left", show=False),
@@ -54,6 +59,7 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         self._shift: int | None = None  # None: as much as fits
         self._pfn = 0
         self._letters = False
+        self._lit: tuple[int, NDArray[np.bool_], FrameCounts] | None = None
         self._styles: dict[int, Style] = {}
 
     # What it holds
@@ -78,6 +84,11 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         self._frames = frames
         self._zones_at = {int(zone.start_pfn): zone.name for zone in frames.zones} if frames else {}
         self._arrange()
+
+    def light(self, owner: int, lit: NDArray[np.bool_] | None) -> None:
+        """Let only these frames of an owner stand out; None for all alike."""
+        self._lit = None if lit is None else (owner, lit, FrameCounts(lit.view(np.uint8), 2))
+        self.refresh()
 
     def go(self, pfn: int) -> None:
         """Put the cursor on a frame."""
@@ -104,11 +115,10 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         return self._letters
 
     def next_run(self, step: int) -> None:
-        """The next place where the state under the cursor begins anew."""
+        """The next place where the owner under the cursor, or what is lit, begins anew."""
         if self._frames is None:
             return
-        states = self._frames.counts.states
-        same = states == self.majority(self.pfn)
+        same = self._lit[1] if self._lit else self._frames.counts.states == self.majority(self.pfn)
         begins = np.flatnonzero(same & ~np.concatenate(([False], same[:-1])))
         behind = self.pfn + (1 << self.shift) if step > 0 else self.pfn
         at = int(np.searchsorted(begins, behind)) - (step < 0)
@@ -116,13 +126,13 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
             self.go(int(begins[at]))
 
     def cell_counts(self, pfn: int) -> NDArray[np.int64]:
-        """Frames by state in the cell that begins at a PFN."""
+        """Frames by Owner in the cell that begins at a PFN."""
         assert self._frames is not None
         counts: NDArray[np.int64] = self._frames.counts.cells(pfn, 1, self.shift)[0]
         return counts
 
     def majority(self, pfn: int) -> int:
-        """The commonest state of the cell that begins at a PFN."""
+        """The commonest owner of the cell that begins at a PFN."""
         return int(self.cell_counts(pfn).argmax())
 
     # Geometry
@@ -217,13 +227,19 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         return Strip(segments).adjust_cell_length(width, blank)
 
     def _looks(self, first: int, count: int) -> NDArray[np.int64]:
-        """For each cell state * 4 + brightness, or -1 behind the last frame."""
+        """For each cell owner * 5 + brightness, or -1 behind the last frame."""
         assert self._frames is not None
         counts = self._frames.counts.cells(first << self.shift, count, self.shift)
         total = counts.sum(axis=1)
         state = counts.argmax(axis=1)
         share = counts.max(axis=1) / np.maximum(total, 1)
-        bright = np.searchsorted((0.4, 0.65, 0.999), share, "right")
+        bright = 1 + np.searchsorted(_SHARES, share, "right")
+        if self._lit:
+            owner, _, lit_counts = self._lit
+            lit = lit_counts.cells(first << self.shift, count, self.shift)[:, 1]
+            state = np.where(lit > 0, owner, state)
+            share = lit / np.maximum(total, 1)
+            bright = np.where(lit > 0, 2 + np.searchsorted(_SHARES[1:], share, "right"), 0)
         looks: NDArray[np.int64] = np.where(total > 0, state * len(_PURITY) + bright, -1)
         return looks
 
@@ -249,7 +265,7 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         ]
 
     def _glyph(self, key: int) -> str:
-        return "▀" if not self._letters else " " if key < 0 else palette.STATES[key // len(_PURITY)].glyph
+        return "▀" if not self._letters else " " if key < 0 else palette.OWNERS[key // len(_PURITY)].glyph
 
     def _style(self, key: int) -> Style:
         """The style of a character, made once."""
@@ -298,4 +314,4 @@ def _color(look: int) -> str:
     if look < 0:
         return palette.BACKGROUND
     state, bright = divmod(look, len(_PURITY))
-    return palette.blend(palette.STATES[state].color, palette.BACKGROUND, _PURITY[bright])
+    return palette.blend(palette.OWNERS[state].color, palette.BACKGROUND, _PURITY[bright])

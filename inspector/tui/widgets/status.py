@@ -12,9 +12,12 @@ from textual.widget import Widget
 
 from inspector.machine import RunState
 from inspector.tui import palette
+from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import ViewName
 from inspector.units import format_size
 
+_SHORT = 5  # letters of a name where all in full are too many
+_FITS = ((99, "  "), (99, " "), (_SHORT, " "), (4, " "), (0, " "))
 _WAIT_SHOWN = 0.3  # seconds of reading until it is said
 
 _KINDS = {
@@ -146,11 +149,20 @@ class Tabs(Widget):
                 return
 
     def _layout(self) -> Iterator[tuple[ViewName, str, str, str]]:
-        """(view, key, name, gap) of each tab; where it is narrow only the one that is shown has its name."""
-        gap = "  " if self.size.width >= 90 else " "
-        for number, view in enumerate(ViewName, 1):
-            named = self.size.width >= 72 or view is self.view
-            yield view, f" {number} ", f"{view.title()} " if named else "", gap
+        """(view, key, name, gap) of each tab: in full, closer, cut short, and at last only the key."""
+        for parts in (self._tabs(full, gap) for full, gap in _FITS):
+            if sum(len(part) for _, *tab in parts for part in tab) <= self.size.width:
+                break
+        yield from parts
+
+    def _tabs(self, full: int, gap: str) -> list[tuple[ViewName, str, str, str]]:
+        """Names of at most `full` letters but for the view that is shown; none, and no room, for 0."""
+        tabs = []
+        for view, key in TAB_KEYS.items():
+            name, around = view.title(), " " if full > _SHORT or view is self.view else ""
+            name = name if view is self.view or len(name) <= full + 1 else name[: max(0, full - 1)]
+            tabs.append((view, f"{around}{key}{around}", f"{name}{around}", gap))
+        return tabs
 
 
 def _seconds(seconds: float) -> str:

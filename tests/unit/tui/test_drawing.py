@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.kernel.frames import FrameState
+from inspector.kernel.owners import Owner
 from inspector.tui import palette
 from inspector.tui.actions import GLOBAL, VIEWS
 from inspector.tui.places import ViewName
@@ -35,6 +36,10 @@ def test_shades_tell_some_from_none_and_from_all() -> None:
 
 
 def test_every_state_looks_different() -> None:
+    assert set(palette.OWNERS) == set(Owner)
+    owners = palette.OWNERS.values()
+    assert len({look.color for look in owners}) == len({look.glyph for look in owners}) == len(Owner)
+    assert len({look.name for look in owners}) == len(Owner)
     assert set(palette.STATES) == set(FrameState)
     looks = palette.STATES.values()
     assert len({look.color for look in looks}) == len({look.glyph for look in looks}) == len(FrameState)

@@ -1,0 +1,116 @@
+"""What the screens of slabs, vmalloc, swap and memory read: each one snapshot of one stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector.arch import translate
+from inspector.guest import Guest
+from inspector.kernel import memcg, ptes, swap
+from inspector.kernel.memcg import ChargeKind
+from inspector.kernel.owners import Owner
+from inspector.kernel.ptes import EntryUse, SwapTypes
+from inspector.kernel.tasks import Task, user_end
+from inspector.kernel.vmalloc import BUSY
+from inspector.tui.source import Memory, Slabs, Swap, SwapRow, VmallocRow
+from inspector.units import Pfn, VirtAddr, printable
+
+_NOT_SWAP = {
+    EntryUse.NONE: "none",
+    EntryUse.PROT_NONE: "PROT_NONE",
+    EntryUse.INVALID: "huge page being split",
+}
+_FRAMED = (
+    EntryUse.PROT_NONE,
+    EntryUse.INVALID,
+    EntryUse.MIGRATION,
+    EntryUse.HWPOISON,
+    EntryUse.DEVICE,
+    EntryUse.DEVICE_EXCLUSIVE,
+)
+"""Entries that name a frame, and no slot of a swap area."""
+
+
+def slabs(guest: Guest) -> Slabs:
+    """Every slab cache."""
+    return Slabs(tuple(guest.slabs()), guest.kernel.space.format.page_size)
+
+
+def vmalloc(guest: Guest) -> tuple[VmallocRow, ...]:
+    """Every vmalloc area and the frame of its first page."""
+    space = guest.kernel.space
+    with guest.still():
+        areas = guest.vmalloc_areas()
+        starts = np.array([area.start for area in areas], np.uint64)
+        found, mapped = translate(guest.memory, space.format, space.root, starts)
+    pfns = (found // np.uint64(space.format.page_size)).tolist()
+    return tuple(
+        VmallocRow(area, Pfn(pfn) if there and area.kind == BUSY else None)
+        for area, pfn, there in zip(areas, pfns, mapped.tolist(), strict=True)
+    )
+
+
+def swapped(guest: Guest, owners: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> Swap:
+    """Swap areas, and every task's entries that are not present, by kind; `owners` count the swap cache."""
+    with guest.still():
+        types = ptes.swap_types(guest.kernel)
+        known: set[VirtAddr] = set()
+        rows: list[SwapRow] = []
+        for task in guest.tasks():
+            if task.mm and task.mm.address not in known:  # an address space that many share counts once
+                known.add(task.mm.address)
+                rows += _entries(guest, task, types)
+        return Swap(
+            areas=tuple(guest.swap_areas()),
+            rows=tuple(rows),
+            cached=int((owners == Owner.SWAP_CACHE).sum()),
+            page_size=guest.kernel.space.format.page_size,
+        )
+
+
+def _entries(guest: Guest, task: Task, types: SwapTypes) -> Iterator[SwapRow]:
+    """A row for each use and swap type in a task's page tables."""
+    found = swap.entries(guest.kernel, task.space, 0, user_end(guest.kernel))
+    page_size = guest.kernel.space.format.page_size
+    kinds = found["use"].astype(np.int64) << 8 | found["type"]
+    for kind in np.unique(kinds).tolist():
+        rows = found[kinds == kind]
+        use, number = EntryUse(kind >> 8), kind & 0xFF
+        in_swap = use not in _NOT_SWAP
+        offsets = None
+        if in_swap and use not in _FRAMED:
+            offsets = int(rows["offset"].min()), int(rows["offset"].max())
+        yield SwapRow(
+            pid=task.pid,
+            name=printable(task.name),
+            use=types.use(number)[1] if in_swap else _NOT_SWAP[use],
+            type=number if in_swap else None,
+            count=len(rows),
+            pages=int(rows["size"].sum()) // page_size,
+            va=VirtAddr(int(rows["va"][0])),
+            offsets=offsets,
+            pfn=Pfn(int(rows["pfn"][0])) if use in _FRAMED else None,
+        )
+
+
+def memory(guest: Guest) -> Memory:
+    """Counters of all memory and of each memory cgroup."""
+    with guest.still():
+        lines = tuple(guest.meminfo().items())
+        groups = tuple(guest.memory_groups())
+    return Memory(lines, groups, guest.kernel.space.format.page_size)
+
+
+def charge(guest: Guest, pfn: Pfn) -> str:
+    """The memory cgroup that pays for a frame, in words; empty where none does."""
+    groups = guest.memory_groups()
+    row = memcg.charges(guest.kernel, groups=groups)[pfn]
+    kind = ChargeKind(int(row["kind"]))
+    if kind is ChargeKind.NONE:
+        return ""
+    if kind is ChargeKind.OBJECTS:
+        return "each object on its own"
+    path = next((group.path for group in groups if group.inode == int(row["inode"])), "a group that is gone")
+    return f"{path or '/'}, as {'kernel' if kind is ChargeKind.KERNEL else 'user'} memory"
