@@ -14,11 +14,11 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 	@$(BIN)/kmi $(ARGS)
 
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
-	@$(BIN)/python tools/fetch.py debian-6.1 debian-6.12
+	@$(BIN)/python .ci/fetch.py debian-6.1 debian-6.12
 	$(BIN)/pytest -m "not oracle" $(ARGS)
 
 test-oracle: setup .venv/oracle    ## Compare with drgn; fetches the kernel's -dbg package (850 MB) into the cache
-	@$(BIN)/python tools/fetch.py --debug debian-6.1
+	@$(BIN)/python .ci/fetch.py --debug debian-6.1
 	$(BIN)/pytest -m oracle $(ARGS)
 
 check: lint unit    ## Style, types, layers and the tests that need no guest: under a minute
@@ -68,16 +68,16 @@ setup: system .venv/ready
 
 .PHONY: system
 system:
-	@$(if $(MISSING),tools/install-packages $(MISSING))
+	@$(if $(MISSING),.ci/install-packages $(MISSING))
 
 # pip takes dependency groups from 25.1 on.
 .venv/ready: pyproject.toml | system
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@tools/behind-bar "Python tools" $(BIN)/pip install --disable-pip-version-check --upgrade "pip>=25.1"
-	@tools/behind-bar "Python packages" $(BIN)/pip install --disable-pip-version-check -e . --group dev
+	@.ci/behind-bar "Python tools" $(BIN)/pip install --disable-pip-version-check --upgrade "pip>=25.1"
+	@.ci/behind-bar "Python packages" $(BIN)/pip install --disable-pip-version-check -e . --group dev
 	@touch $@
 
 .venv/oracle .venv/docs: .venv/%: .venv/ready
-	@tools/behind-bar "Python packages ($*)" $(BIN)/pip install --disable-pip-version-check --group $*
+	@.ci/behind-bar "Python packages ($*)" $(BIN)/pip install --disable-pip-version-check --group $*
 	@touch $@
