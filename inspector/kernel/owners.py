@@ -176,8 +176,10 @@ class _Painter:
                 pfns = self.run(resource.start, resource.end)
                 self.paint(pfns, Owner.FIRMWARE, self.label(resource.name), (Owner.FIRMWARE,))
             elif resource.name.startswith("Kernel "):
+                # What of it boot gave back, such as the unused part of .bss..decrypted, is not reserved.
                 pfns = self.run(resource.start, resource.end)
-                self.paint(pfns, Owner.KERNEL_IMAGE, self.label(resource.name.removeprefix("Kernel ")))
+                label = self.label(resource.name.removeprefix("Kernel "))
+                self.paint(pfns, Owner.KERNEL_IMAGE, label, (Owner.RESERVED,))
 
     def boot_memory(self) -> None:
         """What was taken before there was a page allocator, as far as symbols lead to it."""
@@ -333,9 +335,9 @@ class _Painter:
 
     def user_memory(self) -> None:
         """Anonymous memory by task; the page cache's kinds; kernel allocations that a task can see."""
-        index = rmap.ReverseMap.build(self.kernel, self.processes)
+        index = rmap.ReverseMap.build(self.kernel, self.processes, user_only=True)
         names = self.labelled([_name(task) for task in index.owners])
-        rows = index.rows[index.rows["owner"] != rmap.KERNEL]
+        rows = index.rows
         sizes = rows["size"].astype(np.int64) // self.page_size
         inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         pfns = np.repeat(rows["pa"] // np.uint64(self.page_size), sizes) + inside.astype(np.uint64)
