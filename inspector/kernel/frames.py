@@ -51,57 +51,56 @@ def frames(kernel: Kernel) -> NDArray[np.void]:
     rows = np.zeros(memmap.end, FRAME)
     rows["pfn"] = np.arange(memmap.end, dtype=np.uint64)
     rows["migratetype"] = NO_MIGRATETYPE
-    for first, end in memmap.runs:
-        part = rows[first:end]
-        word = memmap.column(first, end, "page_type", "<u4").copy()
-        part["flags"] = memmap.column(first, end, flags_path(kernel), "<u8")
-        part["refcount"] = memmap.column(first, end, "_refcount.counter", "<i4")
+    classify = _Classifier(kernel)
+    for first, end in memmap.parts():
+        structs, part = memmap.structs(first, end), rows[first:end]
+        word = memmap.member(structs, "page_type", "<u4").copy()
+        part["flags"] = flags = memmap.member(structs, flags_path(kernel), "<u8").copy()
+        part["refcount"] = memmap.member(structs, "_refcount.counter", "<i4")
         typed = (word >= np.uint32(0x80000000)) & (word != np.uint32(0xFFFFFFFF))
         part["mapcount"] = np.where(typed, -1, word.view(np.int32) + 1)
-        heads = memmap.heads(first, end) - first
-        outside = (heads < 0) | (heads >= end - first)
-        heads[outside] = np.flatnonzero(outside)
-        mapping = memmap.column(first, end, "mapping", "<u8").copy()
-        part["state"] = _states(kernel, part["flags"], part["refcount"], word, mapping, heads)
+        part["state"] = classify(flags, word, memmap.member(structs, "mapping", "<u8"))
+        # A compound page's tails are what its head is; heads come first, so theirs is known.
+        heads = memmap.heads(first, end, structs)
+        tails = np.flatnonzero(heads < np.arange(first, end))
+        rows["state"][tails + first] = rows["state"][heads[tails]]
+        part["state"][classify.has(flags, "reserved")] = FrameState.RESERVED
     _mark(rows, buddy.free_blocks(kernel, memmap), FrameState.FREE)
     _mark(rows, buddy.per_cpu_pages(kernel, memmap), FrameState.PER_CPU)
     return rows
 
 
-def _states(
-    kernel: Kernel,
-    flags: NDArray[np.uint64],
-    refcount: NDArray[np.int32],
-    word: NDArray[np.uint32],
-    mapping: NDArray[np.uint64],
-    heads: NDArray[np.int64],
-) -> NDArray[np.uint8]:
-    bits = flag_bits(kernel)
+class _Classifier:
+    """The state that struct pages tell by themselves, many at a time."""
 
-    def has(name: str) -> NDArray[np.bool_]:
-        if name not in bits:
-            return np.zeros(flags.size, np.bool_)
-        return (flags[heads] >> np.uint64(bits[name]) & np.uint64(1)).astype(np.bool_)
+    def __init__(self, kernel: Kernel) -> None:
+        self._bits = flag_bits(kernel)
+        types = kernel.types.enum("pagetype") if kernel.types.has("pagetype") else {}
+        # 46df8e73a4a3 (6.10) made slab a page type; 4ffca5a96678 (6.12) made a type the word's top byte.
+        self._types = types if "PGTY_slab" in types else None
+        self._table_bit = 0 if self._types else cleared_types(kernel)["table"]
 
-    types = kernel.types.enum("pagetype") if kernel.types.has("pagetype") else {}
-    head_word = word[heads]
-    if "PGTY_slab" in types:  # 46df8e73a4a3 (6.11) made slab a page type
-        slab = head_word >> np.uint32(24) == types["PGTY_slab"]
-        table = head_word >> np.uint32(24) == types["PGTY_table"]
-    else:
-        slab = has("slab")
-        typed = (head_word >= np.uint32(0xF0000000)) & (head_word != np.uint32(0xFFFFFFFF))
-        table = typed & (head_word & np.uint32(cleared_types(kernel)["table"]) == 0)
-    anon = (mapping[heads] & np.uint64(_MAPPING_ANON)).astype(np.bool_) & ~slab & ~table
-    cached = (mapping[heads] != 0) & ~anon & (has("lru") | has("uptodate")) & ~slab & ~table
-    choices = [
-        ((flags >> np.uint64(bits["reserved"]) & np.uint64(1)).astype(np.bool_), FrameState.RESERVED),
-        (slab, FrameState.SLAB),
-        (table, FrameState.PAGE_TABLE),
-        (anon, FrameState.ANON),
-        (cached, FrameState.FILE),
-    ]
-    return np.select([c for c, _ in choices], [s for _, s in choices], FrameState.KERNEL).astype(np.uint8)
+    def __call__(
+        self, flags: NDArray[np.uint64], word: NDArray[np.uint32], mapping: NDArray[np.uint64]
+    ) -> NDArray[np.uint8]:
+        if self._types:
+            kind = word >> np.uint32(24)
+            slab, table = kind == self._types["PGTY_slab"], kind == self._types["PGTY_table"]
+        else:
+            slab = self.has(flags, "slab")
+            typed = (word >= np.uint32(0xF0000000)) & (word != np.uint32(0xFFFFFFFF))
+            table = typed & (word & np.uint32(self._table_bit) == 0)
+        states = np.full(flags.size, FrameState.KERNEL, np.uint8)
+        states[(mapping != 0) & self.has(flags, "lru", "uptodate")] = FrameState.FILE
+        states[(mapping & np.uint64(_MAPPING_ANON)) != 0] = FrameState.ANON
+        states[table] = FrameState.PAGE_TABLE
+        states[slab] = FrameState.SLAB
+        return states
+
+    def has(self, flags: NDArray[np.uint64], *names: str) -> NDArray[np.bool_]:
+        """Where any of these flags is set."""
+        mask = sum(1 << self._bits[name] for name in names if name in self._bits)
+        return np.asarray((flags & np.uint64(mask)) != 0)
 
 
 def _mark(rows: NDArray[np.void], blocks: NDArray[np.void], state: FrameState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from inspector.symbols import Kernel, StructView
 from inspector.units import Pfn, VirtAddr
 
 _HAS_MEM_MAP = 1 << 1  # SECTION_HAS_MEM_MAP
+_PART = 1 << 15  # PFNs: 2 MiB of struct pages
 _MAX_SECTIONS = 1 << 20
 _TAIL = np.uint64(1)  # of a tail page's compound_head or compound_info
 _LOWEST_MASK = np.uint64(0xFFFF_FFFF_C000_0000)  # no struct page lies so high, and no folio is so wide
@@ -73,19 +75,34 @@ class MemMap:
             raise NoSuchFrame(f"no struct page at {page:#x}")
         return pfn
 
-    def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
-        """One member of the struct pages from `first` to `end` exclusive; no copy where memory lies so."""
-        offset = self.kernel.types.offsetof("page", path)
-        raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
-        width = np.dtype(dtype).itemsize
-        return raw.reshape(end - first, self.struct_size)[:, offset : offset + width].view(dtype)[:, 0]
+    def parts(self) -> Iterator[tuple[Pfn, Pfn]]:
+        """The runs in parts whose struct pages fit a CPU's cache: many members are one pass over memory."""
+        for first, end in self.runs:
+            for start in range(first, end, _PART):
+                yield Pfn(start), Pfn(min(start + _PART, end))
 
-    def heads(self, first: Pfn, end: Pfn) -> NDArray[np.int64]:
+    def structs(self, first: Pfn, end: Pfn) -> NDArray[np.uint8]:
+        """The bytes of the struct pages from `first` to `end` exclusive, a row each; a copy if need be."""
+        raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
+        return raw.reshape(end - first, self.struct_size)
+
+    def member(self, structs: NDArray[np.uint8], path: str, dtype: str) -> NDArray[Any]:
+        """One member of every row of structs()."""
+        offset = self.kernel.types.offsetof("page", path)
+        return structs[:, offset : offset + np.dtype(dtype).itemsize].view(dtype)[:, 0]
+
+    def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
+        """One member of the struct pages from `first` to `end` exclusive."""
+        return self.member(self.structs(first, end), path, dtype)
+
+    def heads(self, first: Pfn, end: Pfn, structs: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
         """For each PFN from `first` to `end` exclusive its compound page's first; itself if it is no tail.
 
         A head that would lie outside of all memory is corrupt: the tail is then taken for a page of its own.
         """
-        words = self.column(first, end, self._compound_word, "<u8")
+        words = self.member(
+            self.structs(first, end) if structs is None else structs, self._compound_word, "<u8"
+        )
         pfns = np.arange(first, end, dtype=np.int64)
         tails = np.flatnonzero(words & _TAIL)
         info = words[tails] & ~_TAIL

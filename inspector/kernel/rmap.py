@@ -54,18 +54,21 @@ class ReverseMap:
             self._by_size[size] = chosen[np.argsort(chosen["pa"], kind="stable")]
 
     @classmethod
-    def build(cls, kernel: Kernel, processes: Iterable[Task] | None = None) -> ReverseMap:
-        """Scan the page tables of every address space and of the kernel. Raises CorruptGuest."""
+    def build(
+        cls, kernel: Kernel, processes: Iterable[Task] | None = None, *, user_only: bool = False
+    ) -> ReverseMap:
+        """Scan the page tables of every address space, and of the kernel. Raises CorruptGuest."""
         # Threads and vfork()ed tasks share an address space: it is scanned once, for one of them.
         owners = {task.mm.address: task for task in processes or tasks(kernel) if task.mm}
         parts = [_rows(task.mappings(), index) for index, task in enumerate(owners.values())]
-        parts.append(_rows(kernel.space.scan(user_end(kernel)), KERNEL))
-        return cls(kernel, list(owners.values()), np.concatenate(parts))
+        if not user_only:
+            parts.append(_rows(kernel.space.scan(user_end(kernel)), KERNEL))
+        return cls(kernel, list(owners.values()), np.concatenate(parts or [np.empty(0, ROW)]))
 
     @property
     def rows(self) -> NDArray[np.void]:
         """Every row, by page size and physical address."""
-        return np.concatenate(list(self._by_size.values()))
+        return np.concatenate([np.empty(0, ROW), *self._by_size.values()])
 
     def of(self, pfn: Pfn) -> list[Alias]:
         """Every virtual address that maps the frame, tasks' before the kernel's."""
