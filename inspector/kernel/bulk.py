@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest
+from inspector.errors import BadFormat, CorruptGuest
 from inspector.symbols import Kernel
 
 _MAX_NODES = 1 << 22  # of one tree
 _MAX_HEIGHT = 48  # a red-black tree of _MAX_NODES has at most 2 * 22 levels
+MAX_SPAN = 1 << 16  # bytes read of each of many structs; the kernel's own stay far below
 _MAX_FRAMES = 1 << 25  # 128 GiB of small pages
 
 RANGE_FRAME = np.dtype([("pfn", np.uint64), ("va", np.uint64), ("index", np.uint32)])
@@ -26,11 +27,13 @@ def columns(
     A member that this kernel lacks raises NoSuchField; a struct that is not mapped CorruptGuest.
     """
     fields = [kernel.types.field(type_name, path) for path in paths]
-    size = max((each.offset + each.type.size for each in fields), default=0)
+    size = max((each.offset + each.width for each in fields), default=0)
+    if size > MAX_SPAN:
+        raise BadFormat(f"the types are corrupt: a member of {type_name} lies {size} bytes in")
     raw = _gather(kernel, addresses, np.dtype(np.uint8), size, f"struct {type_name}")
     found: list[NDArray[Any]] = []
     for each in fields:
-        width = each.type.size
+        width = each.width
         words = np.zeros((len(addresses), 8), np.uint8)
         words[:, :width] = raw[:, each.offset : each.offset + width]
         values = words.view(np.uint64)[:, 0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest, NoSuchFrame
+from inspector.errors import BadFormat, CorruptGuest, NoSuchFrame
 from inspector.symbols import Kernel, StructView
 from inspector.units import Pfn, VirtAddr
 
@@ -32,7 +32,10 @@ class MemMap:
     @cached_property
     def pages_per_section(self) -> int:
         """PFNs in one section (C: PAGES_PER_SECTION)."""
-        return (1 << self.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")) // self.page_size
+        bits = self.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
+        if not 0 < bits < 48 or 1 << bits < self.page_size:
+            raise BadFormat(f"VMCOREINFO is corrupt: it has memory sections of 2**{bits} bytes")
+        return (1 << bits) // self.page_size
 
     @cached_property
     def runs(self) -> tuple[tuple[Pfn, Pfn], ...]:
@@ -89,7 +92,10 @@ class MemMap:
     def member(self, structs: NDArray[np.uint8], path: str, dtype: str) -> NDArray[Any]:
         """One member of every row of structs()."""
         offset = self.kernel.types.offsetof("page", path)
-        return structs[:, offset : offset + np.dtype(dtype).itemsize].view(dtype)[:, 0]
+        end = offset + np.dtype(dtype).itemsize
+        if end > self.struct_size:
+            raise BadFormat(f"the types are corrupt: page.{path} lies {offset} bytes in")
+        return structs[:, offset:end].view(dtype)[:, 0]
 
     def column(self, first: Pfn, end: Pfn, path: str, dtype: str) -> NDArray[Any]:
         """One member of the struct pages from `first` to `end` exclusive."""

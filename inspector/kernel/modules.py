@@ -124,9 +124,8 @@ def _parts(view: StructView) -> list[ModulePart]:
     if view.has("mem"):  # ac3b43283923 (6.4): an array by enum mod_mem_type
         kinds = {value: name for name, value in view.kernel.types.enum("mod_mem_type").items()}
         count = view.kernel.types.field("module", "mem").type.count
-        return [
-            _part(kinds[i].removeprefix("MOD_").lower(), view.at(f"mem[{i}]"), "size") for i in range(count)
-        ]
+        names = [kinds.get(i, f"part {i}").removeprefix("MOD_").lower() for i in range(count)]
+        return [_part(name, view.at(f"mem[{i}]"), "size") for i, name in enumerate(names)]
     names = [name for name in ("core", "data", "init") if view.has(f"{name}_layout")]
     return [_part(name, view.at(f"{name}_layout"), "text_size") for name in names]
 

@@ -99,14 +99,14 @@ def allocated_count(kernel: Kernel) -> NDArray[np.int64]:
     """
     slabs = _Slabs(kernel)
     count = len(slabs.caches)
-    total = np.bincount(slabs.rows["cache"], slabs.rows["inuse"], count)
+    total = np.bincount(slabs.rows["cache"], slabs.rows["inuse"], count).astype(np.int64)
     row, _, broken = slabs.follow(*slabs.cpu_freelists())
     slabs.check(broken)
     total -= np.bincount(slabs.rows["cache"][row], minlength=count)
     for sheaves, waits in slabs.sheaves():
         if not waits:
-            total -= np.bincount(sheaves.cache, sheaves.size, count)
-    return total.astype(np.int64)
+            total -= np.bincount(sheaves.cache, sheaves.size, count).astype(np.int64)
+    return total
 
 
 @dataclass(frozen=True, slots=True)

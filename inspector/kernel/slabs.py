@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest
+from inspector.errors import BadFormat, CorruptGuest
 from inspector.kernel import lists
+from inspector.kernel.bulk import MAX_SPAN
 from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pages import flag_bits, flags_path
@@ -40,6 +41,7 @@ NO_CACHE = 0xFFFF
 
 _MAX_CACHES = 1 << 14
 _MAX_NODES = 1 << 10  # CONFIG_NODES_SHIFT is 10 at most
+_MAX_WORDS = 8  # for each node
 _NAME = 64
 # mm/slub.c: struct kmem_cache_order_objects has an order above, a number of objects below.
 _OO_SHIFT, _OO_MASK = np.uint64(16), np.uint64((1 << 16) - 1)
@@ -107,7 +109,9 @@ def columns(
     """
     fields = [kernel.types.field(type_name, path) for path in paths]
     first = min(field.offset for field in fields)
-    size = max(field.offset + field.type.size for field in fields) - first
+    size = max(field.offset + field.width for field in fields) - first
+    if size > MAX_SPAN:
+        raise BadFormat(f"the types are corrupt: members of {type_name} lie {size} bytes apart")
     raw, ok = kernel.space.gather(addresses + np.uint64(first), np.dtype(np.uint8), max(size, 2))
     lost = np.flatnonzero(~ok & (addresses != 0))
     if lost.size:
@@ -124,7 +128,9 @@ def member(
 ) -> NDArray[np.uint64]:
     """One member out of structs' bytes, a struct a row, where it lies `offset` bytes in; without sign."""
     field = kernel.types.field(type_name, path)
-    size = field.type.size
+    size = field.width
+    if not 0 <= offset <= raw.shape[1] - size:
+        raise BadFormat(f"the types are corrupt: {type_name}.{path} lies {offset} bytes in")
     values = np.ascontiguousarray(raw[:, offset : offset + size]).view(f"<u{size}")[:, 0].astype(np.uint64)
     if field.bit_size:
         values = values >> np.uint64(field.bit_shift) & np.uint64((1 << field.bit_size) - 1)
@@ -219,6 +225,8 @@ class Caches:
         paired = types.has("kmem_cache", "per_node")
         table = types.field("kmem_cache", "per_node" if paired else "node")
         words = table.type.size // max(table.type.count, 1) // self.kernel.pointer_size
+        if not 0 < words <= _MAX_WORDS:
+            raise BadFormat(f"the types are corrupt: a cache has {words} words for each node")
         at, count = self.addresses + np.uint64(table.offset), self._node_count()
         raw, ok = self.kernel.space.gather(at, np.dtype(np.uint64), count * words)
         if not ok.all():

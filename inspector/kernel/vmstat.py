@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest, NoSuchType
+from inspector.errors import BadFormat, CorruptGuest, NoSuchType
 from inspector.kernel import zones
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
@@ -74,7 +74,7 @@ class Counters:
         values = self._atomics(node.addr("vm_stat"), len(self._global_node))
         if exact:
             values = values + self._diffs(
-                node.ptr("per_cpu_nodestats"), "per_cpu_nodestat", "vm_node_stat_diff"
+                node.ptr("per_cpu_nodestats"), "per_cpu_nodestat", "vm_node_stat_diff", len(values)
             )
         first = len(self._global_zone) + self._numa_count
         return dict(zip(self._names[first:], self._node_values(values), strict=False))
@@ -83,9 +83,11 @@ class Counters:
         """One zone's counters by the names of /proc/vmstat, its NUMA events too, from a struct zone."""
         values = self._atomics(zone.addr("vm_stat"), len(self._global_zone))
         if exact and zone.has("per_cpu_zonestats"):  # 28f836b6777b (5.14) took them out of the lists of pages
-            values = values + self._diffs(zone.ptr("per_cpu_zonestats"), "per_cpu_zonestat", "vm_stat_diff")
+            values = values + self._diffs(
+                zone.ptr("per_cpu_zonestats"), "per_cpu_zonestat", "vm_stat_diff", len(values)
+            )
         elif exact:
-            values = values + self._diffs(zone.ptr("pageset"), "per_cpu_pageset", "vm_stat_diff")
+            values = values + self._diffs(zone.ptr("pageset"), "per_cpu_pageset", "vm_stat_diff", len(values))
         rows = [max(0, int(value)) for value in values] + self._numa_events(zone)
         return dict(zip(self._names, rows, strict=False))
 
@@ -157,7 +159,9 @@ class Counters:
             at = zone.addr("vm_numa_stat") if zone else kernel.symbol("vm_numa_stat")
             values = self._atomics(at, count)
             if zone:
-                values = values + self._diffs(zone.ptr("pageset"), "per_cpu_pageset", "vm_numa_stat_diff")
+                values = values + self._diffs(
+                    zone.ptr("pageset"), "per_cpu_pageset", "vm_numa_stat_diff", len(values)
+                )
             return [int(value) for value in values]
         values = self._atomics(zone.addr("vm_numa_event") if zone else kernel.symbol("vm_numa_event"), count)
         views = (
@@ -166,7 +170,9 @@ class Counters:
             else [kernel.view("zone", each.address) for each in zones.zones(kernel) if each.populated]
         )
         for view in views:
-            values = values + self._diffs(view.ptr("per_cpu_zonestats"), "per_cpu_zonestat", "vm_numa_event")
+            values = values + self._diffs(
+                view.ptr("per_cpu_zonestats"), "per_cpu_zonestat", "vm_numa_event", len(values)
+            )
         return [int(value) for value in values]
 
     def _event_sums(self) -> list[int]:
@@ -184,12 +190,14 @@ class Counters:
     def _atomics(self, at: VirtAddr, count: int) -> NDArray[np.int64]:
         return self.kernel.space.array(at, count * 8).view(np.int64)
 
-    def _diffs(self, base: VirtAddr, type_name: str, member: str) -> NDArray[np.int64]:
-        """What the online CPUs hold of an array of counters, summed."""
+    def _diffs(self, base: VirtAddr, type_name: str, member: str, count: int) -> NDArray[np.int64]:
+        """What the online CPUs hold of an array of `count` counters, summed. Raises BadFormat."""
         kernel = self.kernel
         field = kernel.types.field(type_name, member)
         width = field.type.size // max(field.type.count, 1)
         signed = field.type.target is not None and field.type.target.signed
+        if width not in (1, 2, 4, 8) or field.type.count != count:
+            raise BadFormat(f"the types are corrupt: {type_name}.{member} is {field.type}")
         dtype = np.dtype(f"<{'i' if signed else 'u'}{width}")
         total = np.zeros(field.type.count, np.int64)
         for cpu in kernel.online_cpus():

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inspector.errors import CorruptGuest
 from inspector.symbols import Kernel, StructView
 from inspector.units import Pfn, VirtAddr
 
 N_ONLINE = 1  # enum node_states
+_MAX_NODES = 1 << 10  # CONFIG_NODES_SHIFT is 10 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,22 @@ def nodes(kernel: Kernel) -> list[StructView]:
 
 
 def zones(kernel: Kernel) -> list[Zone]:
-    """Every zone of every online node, those without memory too, in the order of /proc/zoneinfo."""
+    """Every zone of every online node, those without memory too, in the order of /proc/zoneinfo.
+
+    Raises CorruptGuest.
+    """
     return [
-        _zone(node.int("node_id"), index, node.at(f"node_zones[{index}]"))
+        _zone(_number(node), index, node.at(f"node_zones[{index}]"))
         for node in nodes(kernel)
         for index in range(kernel.types.enum("zone_type")["__MAX_NR_ZONES"])
     ]
+
+
+def _number(node: StructView) -> int:
+    number = node.int("node_id")
+    if not 0 <= number < _MAX_NODES:
+        raise CorruptGuest(f"the node at {node.address:#x} has number {number}")
+    return number
 
 
 def _zone(node: int, index: int, zone: StructView) -> Zone:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from inspector.errors import NoSuchField, NoSuchType
+from inspector.errors import BadFormat, NoSuchField, NoSuchType
 
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]")
 _MAX_DEPTH = 32  # of members nested without a name; the kernel's deepest is 6
+_MAX_SIZE = 1 << 22  # bytes; the kernel's largest struct, rcu_state, has 360 KB
 
 
 class Kind(Enum):
@@ -79,6 +80,21 @@ class Field:
     bit_shift: int = 0
     bit_size: int = 0
 
+    @property
+    def width(self) -> int:
+        """Bytes of the number that it is, as numpy has them. Raises BadFormat where it can be none."""
+        bits = 8 * self.type.size
+        if bits not in (8, 16, 32, 64) or not 0 <= self.bit_shift <= bits - self.bit_size <= bits:
+            raise BadFormat(f"the types are corrupt: a number of {self.type.size} bytes at {self.offset:#x}")
+        return self.type.size
+
+
+class _Enumerators(dict[str, int]):
+    """An enum that tells which of its names is missing."""
+
+    def __missing__(self, name: str) -> int:
+        raise NoSuchType(f"the kernel has no enumerator {name!r} where it should be")
+
 
 class TypeTable(ABC):
     """Types by name. BTF and DWARF fill in the three abstract questions; the rest follows from them."""
@@ -104,13 +120,16 @@ class TypeTable(ABC):
         """The value of an enumerator of any enum. Raises NoSuchType."""
 
     def sizeof(self, name: str) -> int:
-        """Bytes. Raises NoSuchType."""
-        return self.find(name).size
+        """Bytes. Raises NoSuchType, and BadFormat where no such type can be."""
+        size = self.find(name).size
+        if not 0 < size <= _MAX_SIZE:
+            raise BadFormat(f"the types are corrupt: {name} has {size} bytes")
+        return size
 
     def enum(self, name: str) -> Mapping[str, int]:
         """The names and values of the enum called `name`. Raises NoSuchType."""
         if name not in self._enum_values:
-            self._enum_values[name] = self.enumerators(self.find(name))
+            self._enum_values[name] = _Enumerators(self.enumerators(self.find(name)))
         return self._enum_values[name]
 
     def has(self, name: str, path: str = "") -> bool:
@@ -167,11 +186,21 @@ class TypeTable(ABC):
         members = self.members(at.type)
         for member in members:
             if member.name == name:
-                return _field(at, member)
+                return _checked(at, _field(at, member))
         for member in members:
             if not member.name and (inner := self._member(_field(at, member), name, depth + 1)):
                 return inner
         return None
+
+
+def _checked(outer: Field, member: Field) -> Field:
+    """The member, where it lies inside of its struct. Raises BadFormat."""
+    start = member.offset - outer.offset
+    end = start + (-(-(member.bit_shift + member.bit_size) // 8) if member.bit_size else member.type.size)
+    size = outer.type.size  # 0 of one that is only declared here: its members are another's
+    if size > _MAX_SIZE or (size and end > size):
+        raise BadFormat(f"the types are corrupt: a member of {outer.type} lies outside of it")
+    return member
 
 
 def _field(outer: Field, member: Member) -> Field:
