@@ -37,6 +37,7 @@ from inspector.tui.views.walk import WalkScreen
 from inspector.tui.widgets.status import StatusLine, Tabs
 
 _HISTORY = 100
+_SOON = 0.02  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,9 @@ class InspectorApp(App[None]):
     def go(self, place: Place, history: bool = True) -> None:
         """Show a place; Esc comes back from it."""
         if place == self._place:
+            return
+        if not self._views[place.view].is_mounted:  # a key in the first moments: the view is still being made
+            self.set_timer(_SOON, partial(self.go, place, history))
             return
         if history:
             self._history = [*self._history[-_HISTORY:], _Visited(self._place, self.view.memento())]

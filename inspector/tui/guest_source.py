@@ -10,12 +10,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import Right, Walk
+from inspector.arch import Right
 from inspector.errors import InspectorError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
-from inspector.kernel import ptes
 from inspector.kernel.frames import FrameState
 from inspector.kernel.owners import Owner
+from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task
 from inspector.machine import Completed, RunState
 from inspector.tui import readers
@@ -81,6 +81,7 @@ class GuestSource:
         self._page_size = guest.kernel.space.format.page_size
         self._frames = _Recent(self._read_frames)
         self._reverse = _Recent(guest.reverse_map)
+        self._caches = _Recent(guest.slabs)
         self._usage = _Recent(self._read_usage)
 
     def state(self) -> RunState:
@@ -151,7 +152,10 @@ class GuestSource:
                 vma = next((vma for vma in task.vmas() if vma.start <= va < vma.end), None)
                 walk = task.walk(va)
                 whose = f"{task.name} ({task.pid})"
-                return WalkView(walk, whose, "its mm's root", pid, symbol, vma, self._hidden(walk))
+                fault = walk.fault.entry if walk.fault else None
+                held = readers.entry(self._guest, fault) if fault else ("", None, False)
+                holds, hidden, swapped = held
+                return WalkView(walk, whose, "its mm's root", pid, symbol, vma, hidden, holds, swapped)
             if cpu is not None:
                 found = [each for each in self._guest.cpus() if each.number == cpu]
                 if not found:
@@ -176,8 +180,10 @@ class GuestSource:
             aliases = self._aliases(pfn)
             charge = readers.charge(self._guest, pfn)
             recent = self._frames.recent()
-        if not pfn < len(recent.counts):
-            raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
+            if not pfn < len(recent.counts):
+                raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
+            cache = self._cache(recent, pfn)
+            objects = readers.objects_around(self._guest, page, cache)
         owner, label = Owner(int(recent.counts.states[pfn])), recent.label(pfn)
         first = max(0, pfn - NEIGHBOURS)
         return PageView(
@@ -186,6 +192,7 @@ class GuestSource:
             label=label,
             owned=int(recent.match(owner, label).sum()) if label else 0,
             charge=charge,
+            objects=objects,
             raw=raw,
             contents=contents,
             aliases=aliases,
@@ -250,6 +257,12 @@ class GuestSource:
         """Frames by FrameState: what struct page alone says takes a fraction of the time."""
         return np.bincount(self._guest.frames()["state"], minlength=len(FrameState))
 
+    def _cache(self, frames: Frames, pfn: Pfn) -> SlabCache | None:
+        """The slab cache that a frame is of."""
+        if frames.counts.states[pfn] != Owner.SLAB:
+            return None
+        return next((cache for cache in self._caches.recent() if cache.name == frames.label(pfn)), None)
+
     def _contents(self, pfn: Pfn) -> bytes:
         """The first bytes of the frame itself; none where it is not RAM."""
         try:
@@ -286,11 +299,6 @@ class GuestSource:
             vsz=mm.total_vm * self._page_size if mm else 0,
             page_tables=mm.pgtables_bytes if mm else 0,
         )
-
-    def _hidden(self, walk: Walk) -> Pfn | None:
-        """The frame of a PROT_NONE page."""
-        entry = walk.fault.entry if walk.fault else None
-        return ptes.prot_none_pfn(self._guest.kernel, entry) if entry else None
 
     def _at(self, address: VirtAddr) -> str:
         return self._symbol_at(address) or f"{address:#x}"

@@ -12,6 +12,7 @@ from textual.theme import Theme
 
 from inspector.kernel.frames import FrameState
 from inspector.kernel.owners import Owner
+from inspector.kernel.slab_objects import ObjectState
 
 BACKGROUND = "#0f1318"
 SURFACE = "#161c24"
@@ -129,6 +130,15 @@ def owner_look(owner: Owner) -> Look:
 
 
 OWNERS: dict[int, Look] = {int(owner): owner_look(owner) for owner in Owner}
+
+OBJECTS: dict[int, Look] = {
+    ObjectState.ALLOCATED: Look("allocated", "#e69f00", "o", "allocated"),
+    ObjectState.FREE: Look("free", "#146b55", "·", "free on the slab's list"),
+    ObjectState.CPU: Look("CPU", "#2fbf8f", ":", "free on a CPU's list"),
+    ObjectState.SHEAF: Look("sheaf", "#56b4e9", "=", "free in a sheaf"),
+    ObjectState.RCU: Look("RCU", "#cc79a7", "r", "freed, after a grace period"),
+}
+"""Slab objects by ObjectState."""
 
 # Tasks by the letter that ps shows.
 TASK_STATES = {

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.arch import translate
+from inspector.errors import CorruptGuest, UsageError
 from inspector.guest import Guest
-from inspector.kernel import memcg, ptes, swap
+from inspector.kernel import memcg, ptes, slab_objects, swap
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import Owner
+from inspector.kernel.pages import Page
 from inspector.kernel.ptes import EntryUse, SwapTypes
+from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task, user_end
 from inspector.kernel.vmalloc import BUSY
-from inspector.tui.source import Memory, Slabs, Swap, SwapRow, VmallocRow
-from inspector.units import Pfn, VirtAddr, printable
+from inspector.tui.source import Memory, SlabRow, Slabs, Swap, SwapRow, VmallocRow
+from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 _NOT_SWAP = {
     EntryUse.NONE: "none",
@@ -34,8 +38,29 @@ _FRAMED = (
 
 
 def slabs(guest: Guest) -> Slabs:
-    """Every slab cache."""
-    return Slabs(tuple(guest.slabs()), guest.kernel.space.format.page_size)
+    """Every slab cache, and its objects counted."""
+    with guest.still():
+        caches = guest.slabs()
+        try:
+            held = slab_objects.allocated_count(guest.kernel).tolist()
+        except CorruptGuest:  # a live guest changes its lists while they are followed
+            held = [None] * len(caches)
+    rows = tuple(SlabRow(cache, count) for cache, count in zip(caches, held, strict=True))
+    return Slabs(rows, guest.kernel.space.format.page_size)
+
+
+def objects_around(guest: Guest, page: Page, cache: SlabCache | None) -> NDArray[np.void]:
+    """The objects of the slab of `cache` that a page is in; none where it is in none."""
+    if cache is None:
+        return np.empty(0, slab_objects.OBJECT)
+    page_size = guest.kernel.space.format.page_size
+    first = guest.kernel.phys_to_virt(PhysAddr(page.head * page_size))
+    try:
+        found = guest.slab_objects(cache)
+    except (CorruptGuest, UsageError):
+        return np.empty(0, slab_objects.OBJECT)
+    last = np.uint64(first + (page_size << page.order) - 1)
+    return found[(found["address"] >= np.uint64(first)) & (found["address"] <= last)]
 
 
 def vmalloc(guest: Guest) -> tuple[VmallocRow, ...]:
@@ -52,7 +77,7 @@ def vmalloc(guest: Guest) -> tuple[VmallocRow, ...]:
     )
 
 
-def swapped(guest: Guest, owners: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> Swap:
+def swapped(guest: Guest, owners: NDArray[np.uint8]) -> Swap:
     """Swap areas, and every task's entries that are not present, by kind; `owners` count the swap cache."""
     with guest.still():
         types = ptes.swap_types(guest.kernel)
@@ -93,6 +118,23 @@ def _entries(guest: Guest, task: Task, types: SwapTypes) -> Iterator[SwapRow]:
             offsets=offsets,
             pfn=Pfn(int(rows["pfn"][0])) if use in _FRAMED else None,
         )
+
+
+def entry(guest: Guest, raw: int) -> tuple[str, Pfn | None, bool]:
+    """What an entry that is not present holds, the frame that it names, and whether it is in a swap area."""
+    found = ptes.nonpresent(guest.kernel, raw)
+    words = [found.name]
+    swapped = found.use is EntryUse.SWAP
+    if swapped:
+        area = next((area for area in guest.swap_areas() if area.type == found.type), None)
+        words = [f"swapped out: slot {found.offset:#x} of swap area {found.type}"]
+        words += [f"({area.path})"] if area else []
+    elif found.markers:
+        words.append(", ".join(found.markers))
+    if found.pfn is not None:
+        words.append(f"of PFN {found.pfn:#x}")
+    words += [name for name, on in (("soft-dirty", found.soft_dirty), ("uffd-wp", found.uffd_wp)) if on]
+    return " ".join(words), found.pfn, swapped
 
 
 def memory(guest: Guest) -> Memory:

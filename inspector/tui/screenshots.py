@@ -17,6 +17,7 @@ from textual.pilot import Pilot
 import inspector
 from inspector.errors import InspectorError, MachineError
 from inspector.guest import Guest
+from inspector.kernel.owners import Owner
 from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
@@ -24,12 +25,15 @@ from inspector.units import VirtAddr
 
 SIZE = (120, 36)
 _PATIENCE = 60.0  # seconds for a task to get ready, or a screen to fill
+_GROUP = "/sys/fs/cgroup/small"
+_SWAPPED = "/labs/touch 16M --no-thp"
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
 
 def take(guest: Guest, folder: Path) -> list[Path]:
     """Save a picture of each screen. Raises InspectorError where the guest does not play along."""
     pids = {command: _spawn(guest, command) for command in (_TOUCH, _FORK, _MAPS)}
+    _swap_out(guest)
     folder.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_take(guest, folder, pids))
 
@@ -39,6 +43,15 @@ def _spawn(guest: Guest, command: str) -> int:
     pid = guest.spawn(command)
     guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.1; done", timeout=_PATIENCE).check()
     return pid
+
+
+def _swap_out(guest: Guest) -> None:
+    """Let the guest swap to compressed memory, and a task that may not have all it wants."""
+    zram = "echo 64M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
+    guest.run(zram).check()
+    guest.run(f"mkdir {_GROUP}").check()
+    _spawn(guest, f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec {_SWAPPED}'")
+    guest.run(f"echo 8M >{_GROUP}/memory.high; sleep 0.5").check()
 
 
 async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
@@ -51,6 +64,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "space": Place(ViewName.SPACE, pid=pids[_MAPS]),
         "walk": Place(ViewName.WALK, pid=pids[_TOUCH], va=va),
         "frames": Place(ViewName.FRAMES, pfn=pfn),
+        "lit": Place(ViewName.FRAMES, owner=int(Owner.SLAB), label=_largest_cache(guest)),
         "page": Place(ViewName.PAGE, pfn=pfn),
         "slabs": Place(ViewName.SLABS),
         "vmalloc": Place(ViewName.VMALLOC),
@@ -77,6 +91,11 @@ async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
             raise MachineError(f"the {app.place.view} screen got no data in {_PATIENCE:.0f} s")
         await pilot.pause(0.05)
     await pilot.pause(0.3)
+
+
+def _largest_cache(guest: Guest) -> str:
+    """The slab cache with most frames."""
+    return next(iter(guest.owners().by_label(Owner.SLAB)))
 
 
 def _written(guest: Guest, pid: int) -> VirtAddr:

@@ -91,7 +91,8 @@ class Space:
 class WalkView:
     """A walk, whose page tables it took (`init (1)`, `the kernel`, `CPU 0`), and what lies at the address.
 
-    `hidden` is the frame of a PROT_NONE page: mapped for Linux, not present for the MMU.
+    Where the entry that faults is not empty, `holds` says what Linux keeps in it, and `hidden` is the frame
+    that it names: a PROT_NONE page's, one that is being moved... `swapped` tells that it is in a swap area.
     """
 
     walk: Walk
@@ -101,6 +102,8 @@ class WalkView:
     symbol: str | None
     vma: Vma | None
     hidden: Pfn | None = None
+    holds: str = ""
+    swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,8 @@ class PageView:
     """A frame: its struct page, read and raw, its first bytes, and owners from PFN `around_first` on.
 
     `owner` and `label` say whose it is, `owned` how many frames that object has; `charge` is the memory
-    cgroup that pays for it, empty for none.
+    cgroup that pays for it, empty for none. `objects` are those of the slab that the frame is in, as
+    slab_objects.OBJECT; none where it is in none.
     """
 
     page: Page
@@ -153,6 +157,7 @@ class PageView:
     label: str
     owned: int
     charge: str
+    objects: NDArray[np.void]
     raw: bytes
     contents: bytes
     aliases: tuple[AliasRow, ...]
@@ -164,10 +169,21 @@ class PageView:
 
 
 @dataclass(frozen=True, slots=True)
+class SlabRow:
+    """A slab cache, and how many of its objects the kernel holds: those that wait on CPUs are left out.
+
+    `held` is None while that cannot be told.
+    """
+
+    cache: SlabCache
+    held: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Slabs:
     """Every slab cache. `page_size` in bytes."""
 
-    caches: tuple[SlabCache, ...]
+    caches: tuple[SlabRow, ...]
     page_size: int
 
 

@@ -31,7 +31,8 @@ PageScreen #page-columns { layout: vertical; height: auto; }
 PageScreen #page-left, PageScreen #page-right { height: auto; width: 100%; }
 PageScreen #raw-page { margin-bottom: 1; }
 PageScreen VirtualTable { height: auto; max-height: 8; }
-.-tall PageScreen Neighbours, .-tall PageScreen VirtualTable, .-tall PageScreen Fields { margin-bottom: 1; }
+.-tall PageScreen Neighbours, .-tall PageScreen Objects { margin-bottom: 1; }
+.-tall PageScreen VirtualTable, .-tall PageScreen Fields { margin-bottom: 1; }
 .-huge PageScreen #page-columns { layout: horizontal; }
 .-huge PageScreen #page-left { width: 1fr; }
 .-huge PageScreen #page-right { width: 76; margin-left: 3; }

@@ -20,6 +20,7 @@ from inspector.guest import Cpu, FreeCounts, GuestInfo
 from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
+from inspector.kernel.slab_objects import OBJECT, ObjectState
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.swap import SwapArea
 from inspector.kernel.vmalloc import BUSY, UNPURGED, VmallocArea
@@ -37,6 +38,7 @@ from inspector.tui.source import (
     Memory,
     Overview,
     PageView,
+    SlabRow,
     Slabs,
     Source,
     Space,
@@ -117,6 +119,14 @@ def details() -> np.ndarray[Any, np.dtype[np.uint32]]:
     found[0xB00:0xB08] = 2
     found[0xB08:0xB0C] = 3
     found[0xC00:0xC03] = 4
+    return found
+
+
+def slab(pfn: int) -> np.ndarray[Any, np.dtype[np.void]]:
+    """Five objects of a page: three allocated, one free, one on a CPU's list."""
+    found = np.zeros(5, OBJECT)
+    found["address"] = 0xFFFF888000000000 + pfn * PAGE + np.arange(5, dtype=np.uint64) * np.uint64(800)
+    found["state"] = [ObjectState.ALLOCATED] * 3 + [ObjectState.FREE, ObjectState.CPU]
     return found
 
 
@@ -300,6 +310,7 @@ class FakeSource:
             label=self.labels[int(self.frame_details[pfn])],
             owned=int((self.frame_details == self.frame_details[pfn]).sum()),
             charge="/lab, as user memory",
+            objects=slab(pfn) if self.frame_states[pfn] == Owner.SLAB else np.empty(0, OBJECT),
             raw=bytes(range(64)),
             contents=b"hello, page" + bytes(21),
             aliases=(
@@ -315,7 +326,8 @@ class FakeSource:
 
     def slabs(self) -> Slabs:
         self._ask("slabs")
-        return Slabs(tuple(self.caches), PAGE)
+        rows = (SlabRow(each, max(0, each.active - 10)) for each in self.caches)
+        return Slabs(tuple(rows), PAGE)
 
     def vmalloc(self) -> tuple[VmallocRow, ...]:
         self._ask("vmalloc")

@@ -16,13 +16,14 @@ from inspector.guest import Guest
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.screenshots import take
-from inspector.units import Pfn
+from inspector.units import Pfn, format_size
 
 if TYPE_CHECKING:
     from tests.tui.conftest import Screen
 
 pytestmark = pytest.mark.guest
 Play = Callable[..., None]
+GROUP = "/sys/fs/cgroup/swapped"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,57 @@ def test_a_pause_by_the_user_outlives_the_reading(play_live: Play, guest: Guest)
     play_live(GuestSource(guest), script)
 
 
+def test_slabs_vmalloc_and_memory_are_the_guests(play_live: Play, guest: Guest) -> None:
+    slabs = [line.split() for line in guest.run("cat /proc/slabinfo").check().stdout.splitlines()[2:]]
+    name, _, _, size, per_slab = max(slabs, key=lambda line: int(line[14]) * int(line[5]))[:5]
+    areas = (
+        guest.run("echo 1 >/proc/sys/kernel/kptr_restrict; cat /proc/vmallocinfo").check().stdout.splitlines()
+    )
+    first = f"0x{areas[0].split('-')[0].removeprefix('0x')}"
+    total = int(guest.run("grep MemTotal /proc/meminfo").check().stdout.split()[1])
+
+    async def script(screen: Screen) -> None:
+        await screen.press("7")
+        await screen.shows(f"{len(slabs)} caches", f"A slab of {name}", f"{per_slab} objects of {size} bytes")
+        await screen.press("enter")
+        await screen.shows(f"s slab  {name}", "lit")
+        await screen.press("enter")
+        await screen.shows("Objects", f"{per_slab} in the slab that this frame is of", "allocated")
+        await screen.press("8")
+        await screen.shows(first, areas[0].split()[2])
+        await screen.press("enter")
+        await screen.shows("✔ physical")
+        await screen.press("enter")
+        await screen.shows(f"{first} rw- in the kernel: vmalloc")
+        await screen.press("0")
+        await screen.shows("MemTotal", format_size(total << 10))
+
+    play_live(GuestSource(guest), script, (120, 50))
+
+
+def test_what_is_swapped_out(play_live: Play, guest: Guest) -> None:
+    zram = "echo 64M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
+    guest.run(f"{zram} && mkdir {GROUP}").check()
+    pid = guest.spawn(f"sh -c 'echo 0 >{GROUP}/cgroup.procs; exec /labs/touch 8M --no-thp'")
+    guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.05; done", timeout=60).check()
+    guest.run(f"echo 1M >{GROUP}/memory.high; sleep 0.5").check()
+    try:
+        swap = guest.run(f"grep VmSwap /proc/{pid}/status").check().stdout.split()[1]
+
+        async def script(screen: Screen) -> None:
+            await screen.press("9")
+            await screen.shows("/dev/zram0", f"{pid} touch", str(int(swap) // 4))
+            await screen.press("enter")
+            await screen.shows("swapped out: slot", "of swap area 0 (/dev/zram0)")
+
+        play_live(GuestSource(guest), script)
+    finally:
+        guest.run(
+            f"kill {pid}; until rmdir {GROUP}; do sleep 0.1; done;"
+            " swapoff /dev/zram0; echo 1 >/sys/block/zram0/reset"
+        ).check()
+
+
 def test_every_frame_can_be_opened(play_live: Play, guest: Guest) -> None:
     async def script(screen: Screen) -> None:
         for pfn in (0, 0x100, 0x1000, 0x1FFFF):
@@ -104,7 +156,7 @@ def test_every_frame_can_be_opened(play_live: Play, guest: Guest) -> None:
 
 def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:
     pictures = take(guest, tmp_path)
-    assert {picture.stem for picture in pictures} == set(ViewName)
+    assert {picture.stem for picture in pictures} == {*ViewName, "lit"}
     for picture in pictures:
         ElementTree.parse(picture)  # well-formed
         text = picture.read_text()

@@ -13,6 +13,7 @@ import pytest
 from inspector.kernel.owners import Owner
 from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import Place, ViewName
+from inspector.tui.views.tasks import TasksView
 from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, VirtAddr
 
@@ -44,6 +45,22 @@ def test_enter_follows_and_escape_comes_back(play: Play) -> None:
         await screen.shows("no KVM here")
         await screen.press("escape")
         assert screen.app.place == Place(ViewName.OVERVIEW)
+
+    play(script)
+
+
+def test_a_key_before_the_views_are_there_waits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = iter((False, False))
+    monkeypatch.setattr(
+        TasksView,
+        "is_mounted",
+        property(lambda view: next(early, True) and super(TasksView, view).is_mounted),
+    )
+
+    async def script(screen: Screen) -> None:
+        await screen.press("2")
+        await screen.shows("2 processes")
+        assert next(early, None) is None  # it was asked for until it was there
 
     play(script)
 

@@ -172,12 +172,11 @@ class MemoryView(ListView[Memory, Line]):
         super().show(data)
         self.table.set_rows(lines(data))
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append("/proc/meminfo", f"bold {palette.FOREGROUND}")
-        text.append(
-            " out of the kernel's counters, bars against all memory (swap: against all swap)", palette.DIM
-        )
         groups = sum(group.usage is not None for group in data.groups)
-        text.append(f" · {groups} memory cgroup{'s' if groups != 1 else ''} below the root", palette.DIM)
+        text.append("/proc/meminfo", f"bold {palette.FOREGROUND}")
+        text.append(" as shares of all memory, swap of all swap · ", palette.DIM)
+        text.append(f"{groups}", f"bold {palette.FOREGROUND}")
+        text.append(f" memory cgroup{'s' if groups != 1 else ''}", palette.DIM)
         self.query_one("#memory-summary", Static).update(text)
 
     def action_open(self) -> None:

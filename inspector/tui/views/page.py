@@ -193,6 +193,46 @@ class Neighbours(Drawing):
         return text
 
 
+class Objects(Drawing):
+    """The objects of the slab that the page is in; those that do not touch the page itself are dim."""
+
+    def __init__(self) -> None:
+        super().__init__(id="objects")
+        self._data: PageView | None = None
+
+    def show(self, data: PageView | None) -> None:
+        """A page."""
+        self._data = data
+        self.display = data is not None and data.objects.size > 0
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """A letter an object in the order of their addresses, and what the letters mean."""
+        text = Text()
+        data = self._data
+        if data is None or not data.objects.size:
+            return text
+        states = data.objects["state"]
+        heading(text, "Objects", width, f"{states.size} in the slab that this frame is of")
+        cells = data.objects["address"] + np.uint64(0)
+        ends = np.append(cells[1:], cells[-1] + np.uint64(1))
+        start = np.uint64(data.direct_map)
+        here = (ends > start) & (cells < start + np.uint64(data.page_size))
+        for index, (state, inside) in enumerate(zip(states.tolist(), here.tolist(), strict=True)):
+            look = palette.OBJECTS[state]
+            color = look.color if inside else palette.blend(look.color, palette.BACKGROUND, 0.4)
+            text.append("\n" if index and not index % width else "")
+            text.append(look.glyph, f"{palette.BACKGROUND} on {color}")
+        legend = Text()
+        for state, count in enumerate(np.bincount(states).tolist()):
+            if count:
+                look = palette.OBJECTS[state]
+                legend.append(f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}")
+                legend.append(f" {count} {look.meaning}  ")
+        legend.truncate(width, overflow="ellipsis")
+        return text.append("\n").append_text(legend)
+
+
 _LINKS: tuple[Column[Link], ...] = (
     Column("go to", lambda link: link.name, lambda link: link.name, 15, color=lambda _: palette.ACCENT),
     Column("which is", lambda link: link.what, lambda link: link.what, 0),
@@ -211,6 +251,7 @@ class PageScreen(View[PageView]):
         with Body(), Vertical(id="page-columns"):
             with Vertical(id="page-left"):
                 yield Neighbours()
+                yield Objects()
                 yield VirtualTable(_LINKS, lambda link: link.place, lambda link: link.name, id="links")
                 yield Fields()
             with Vertical(id="page-right"):
@@ -227,7 +268,7 @@ class PageScreen(View[PageView]):
         super().show(data)
         self._links.set_rows(_links(data))
         self._summarize(data)
-        for widget in (self.query_one(Fields), self.query_one(Neighbours)):
+        for widget in (self.query_one(Fields), self.query_one(Neighbours), self.query_one(Objects)):
             widget.show(data)
         self.query_one("#raw-page", Hexdump).show("struct page, raw", f"{len(data.raw)} bytes", data.raw)
         note = f"the first {len(data.contents)} of {format_size(data.page_size)}"

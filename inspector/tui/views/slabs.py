@@ -15,7 +15,7 @@ from inspector.kernel.slabs import SlabCache
 from inspector.tui import palette
 from inspector.tui.actions import VIEWS, bindings
 from inspector.tui.places import Place, ViewName
-from inspector.tui.source import Slabs, Source
+from inspector.tui.source import SlabRow, Slabs, Source
 from inspector.tui.views.base import Go
 from inspector.tui.views.listing import ListView
 from inspector.tui.widgets.bars import bar
@@ -27,42 +27,62 @@ _FILL = 10
 _PAGE = 4096  # only to sort by: every cache has the same factor
 
 
-def _share(row: SlabCache) -> float:
-    return row.active / row.objects if row.objects else 0.0
+def _name(row: SlabRow) -> str:
+    return row.cache.name
 
 
-def _pages(row: SlabCache) -> int:
+def _object(row: SlabRow) -> int:
+    return row.cache.object_size
+
+
+def _held(row: SlabRow) -> int:
+    """Objects that the kernel holds; where that is not known at the moment, those that are active."""
+    return row.cache.active if row.held is None else row.held
+
+
+def _share(row: SlabRow) -> float:
+    return _held(row) / row.cache.objects if row.cache.objects else 0.0
+
+
+def _pages(row: SlabRow) -> int:
     """Usual slabs: few, made when memory was short, are smaller."""
-    return row.slabs << row.order
+    return row.cache.slabs << row.cache.order
 
 
-def _name_color(row: SlabCache) -> str:
-    return f"bold {palette.FOREGROUND}" if row.slabs else palette.FAINT
+def _name_color(row: SlabRow) -> str:
+    return f"bold {palette.FOREGROUND}" if row.cache.slabs else palette.FAINT
 
 
-def _use_color(row: SlabCache) -> str:
+def _use_color(row: SlabRow) -> str:
     share = _share(row)
     return palette.GOOD if share > 0.8 else palette.WARN if share > 0.5 else palette.BAD
 
 
-def columns(page_size: int) -> tuple[Column[SlabCache], ...]:
+def _number(title: str, of: Callable[[SlabRow], int], width: int, rank: int = 0) -> Column[SlabRow]:
+    return Column(title, lambda row: str(of(row)), of, width, True, rank=rank, falls=True)
+
+
+def columns(page_size: int) -> tuple[Column[SlabRow], ...]:
     """The columns, for pages of so many bytes."""
+    slab = "{} in {}".format
     return (
-        Column("name", lambda row: row.name, lambda row: row.name.casefold(), 0, color=_name_color),
-        Column("active", lambda row: str(row.active), lambda row: row.active, 8, True, falls=True),
-        Column("objects", lambda row: str(row.objects), lambda row: row.objects, 8, True, falls=True),
-        Column("active share", lambda row: bar(_share(row), _FILL), _share, 13, color=_use_color, falls=True),
+        Column("name", _name, lambda row: _name(row).casefold(), 0, color=_name_color),
+        Column("held", lambda row: "-" if row.held is None else str(row.held), _held, 8, True, falls=True),
+        _number("active", lambda row: row.cache.active, 8, rank=1),
+        _number("objects", lambda row: row.cache.objects, 8),
+        Column("held share", lambda row: bar(_share(row), _FILL), _share, 11, color=_use_color, falls=True),
+        Column("object", lambda row: format_size(_object(row)), _object, 9, True, falls=True),
+        _number("slabs", lambda row: row.cache.slabs, 6, rank=2),
         Column(
-            "object", lambda row: format_size(row.object_size), lambda row: row.object_size, 9, True,
-            falls=True,
-        ),
-        Column("slabs", lambda row: str(row.slabs), lambda row: row.slabs, 6, True, rank=2, falls=True),
-        Column(
-            "a slab", lambda row: f"{row.objects_per_slab} in {format_size(page_size << row.order)}",
-            lambda row: (row.order, row.objects_per_slab), 13, True, rank=3,
+            "a slab",
+            lambda row: slab(row.cache.objects_per_slab, format_size(page_size << row.cache.order)),
+            lambda row: (row.cache.order, row.cache.objects_per_slab),
+            13,
+            True,
+            rank=3,
         ),
         Column("memory", lambda row: format_size(_pages(row) * page_size), _pages, 10, True, falls=True),
-    )  # fmt: skip
+    )
 
 
 class OneSlab(Drawing):
@@ -116,7 +136,7 @@ class OneSlab(Drawing):
         return text
 
 
-class SlabsView(ListView[Slabs, SlabCache]):
+class SlabsView(ListView[Slabs, SlabRow]):
     """Every cache; Enter shows its frames in the map."""
 
     NAME = ViewName.SLABS
@@ -130,7 +150,7 @@ class SlabsView(ListView[Slabs, SlabCache]):
     def compose(self) -> ComposeResult:
         """Summary, table, one slab, filter."""
         yield Static(id="slabs-summary", classes="summary", markup=False)
-        yield VirtualTable(columns(_PAGE), lambda row: row.name, _search, sort=7, id="slab-table")
+        yield VirtualTable(columns(_PAGE), lambda row: row.cache.name, _search, sort=8, id="slab-table")
         yield OneSlab()
         yield self.filter_input()
 
@@ -152,15 +172,17 @@ class SlabsView(ListView[Slabs, SlabCache]):
         self.table.columns = columns(data.page_size)
         self.table.empty = "no slab cache"
         wanted = self.place.label
-        self.table.set_rows([row for row in data.caches if self._all or row.slabs or row.name == wanted])
+        self.table.set_rows(
+            [row for row in data.caches if self._all or row.cache.slabs or _name(row) == wanted]
+        )
         self._draw()
         text = Text(no_wrap=True, overflow="ellipsis")
-        used = [row for row in data.caches if row.slabs]
+        used = [row for row in data.caches if row.cache.slabs]
         for number, what in (
             (str(len(data.caches)), f" caches, {len(data.caches) - len(used)} of them empty"),
             (format_size(sum(map(_pages, used)) * data.page_size), " in slabs"),
-            (format_size(sum(row.active * row.size for row in used)), " in active objects"),
-            (str(sum(row.active for row in used)), f" of {sum(row.objects for row in used)} objects active"),
+            (format_size(sum(_held(row) * row.cache.size for row in used)), " in objects held"),
+            (str(sum(map(_held, used))), f" of {sum(row.cache.objects for row in used)} objects held"),
         ):
             text.append(" · " if text else "", palette.DIM)
             text.append(number, f"bold {palette.FOREGROUND}")
@@ -172,12 +194,14 @@ class SlabsView(ListView[Slabs, SlabCache]):
         self._draw()
 
     def _draw(self) -> None:
-        self.query_one(OneSlab).show(self.table.row, self.data.page_size if self.data else _PAGE)
+        self.query_one(OneSlab).show(
+            self.table.row.cache if self.table.row else None, self.data.page_size if self.data else _PAGE
+        )
 
     def action_open(self) -> None:
         """The cache's frames."""
         if self.table.row:
-            place = Place(ViewName.FRAMES, owner=int(Owner.SLAB), label=self.table.row.name)
+            place = Place(ViewName.FRAMES, owner=int(Owner.SLAB), label=self.table.row.cache.name)
             self.post_message(Go(place))
 
     def action_used(self) -> None:
@@ -187,5 +211,5 @@ class SlabsView(ListView[Slabs, SlabCache]):
             self.show(self.data)
 
 
-def _search(row: SlabCache) -> str:
-    return f"{row.name} {' '.join(row.flag_names)}"
+def _search(row: SlabRow) -> str:
+    return f"{row.cache.name} {' '.join(row.cache.flag_names)}"

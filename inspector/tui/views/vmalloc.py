@@ -99,7 +99,7 @@ class VmallocView(ListView[tuple[VmallocRow, ...], VmallocRow]):
         text = Text(no_wrap=True, overflow="ellipsis")
         for number, what in (
             (str(len(areas)), " areas"),
-            (format_size(sum(area.size for area in areas)), " of addresses, guard pages included"),
+            (format_size(sum(area.size for area in areas)), " with guard pages"),
             (str(sum(area.pages for area in areas)), " pages of their own"),
             (format_size(io), " of devices"),
         ):

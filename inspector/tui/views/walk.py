@@ -81,10 +81,8 @@ class Outcome(Drawing):
             return "in the kernel's own tables: an oops, unless a fixup expects it"
         if data.vma is None:
             return f"no VMA of PID {data.pid} covers it: the kernel would send SIGSEGV"
-        if data.hidden is not None:
-            return f"PROT_NONE: Linux keeps PFN {data.hidden:#x} here, without P so that any access faults"
-        if fault.entry:
-            return "a VMA covers it and the entry holds something: swapped out, or being moved"
+        if data.holds:
+            return f"Linux keeps here, without P so that any access faults: {data.holds}"
         return "a VMA covers it: the kernel would bring a page in on first use, where the access is allowed"
 
 
@@ -155,6 +153,8 @@ class WalkScreen(View[WalkView]):
         if step.target is None:
             if self.data.hidden is not None:
                 self.post_message(Go(Place(ViewName.PAGE, pfn=self.data.hidden)))
+            elif self.data.swapped:
+                self.post_message(Go(Place(ViewName.SWAP)))
             return
         walk = self.data.walk
         pfn = walk.pfn if step.leaf and walk.pfn is not None else step.target // walk.format.page_size
