@@ -21,12 +21,12 @@ def kernels(as_json: bool) -> None:
     if as_json:
         output.emit_json([_as_data(kernel) for kernel in found])
         return
-    table = output.plain_table("Name", "Kernel", "Version", "In the cache", right=("In the cache",))
+    table = output.plain_table("Name", "Kernel", "Version", "Cached", right=("Cached",))
     for kernel in found:
-        name = kernel.name + (" (default)" if kernel.default else "")
+        name = kernel.name + (" *" if kernel.default else "")
         size = format_size(kernel.size) if kernel.cached else "-"
         table.add_row(name, kernel.title, kernel.version or "-", size)
-    note = "\nOne that is not in the cache is fetched when it first boots: kmi --kernel NAME"
+    note = "\n* is the default. One that is not in the cache is fetched when it first boots: kmi --kernel NAME"
     output.show(table, Text(note, "dim"))
 
 

@@ -25,7 +25,7 @@ def _two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_drawn(kmi: Kmi) -> None:
     lines = kmi("kernels").out.splitlines()
-    assert lines[1].split() == ["debian-6.1", "(default)", "Debian", "12,", "stock", "6.1.1-1", "3", "MiB"]
+    assert lines[1].split() == ["debian-6.1", "*", "Debian", "12,", "stock", "6.1.1-1", "3", "MiB"]
     assert lines[2].split() == ["debian-6.12", "newer", "-", "-"]
 
 
