@@ -149,4 +149,4 @@ def _taints(kernel: Kernel, bits: int) -> str:
     flags = kernel.symbol("taint_flags")
     size = kernel.types.sizeof("taint_flag")
     views = [kernel.view("taint_flag", VirtAddr(flags + bit * size)) for bit in range(64) if bits >> bit & 1]
-    return "".join(chr(view.int("c_true")) for view in views)
+    return printable("".join(chr(view.int("c_true") & 0xFF) for view in views))

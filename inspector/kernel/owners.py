@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import InspectorError, KernelError
+from inspector.errors import BadFormat, InspectorError, KernelError
 from inspector.kernel import frames as states
 from inspector.kernel import lists, modules, rmap, slabs, vmalloc
 from inspector.kernel.bulk import mapped_frames
@@ -352,6 +352,8 @@ class _Painter:
 
     def _flagged(self, name: str) -> NDArray[np.bool_]:
         bit = self.kernel.types.constant(name)
+        if not 0 <= bit < self.frames["flags"].itemsize * 8:
+            raise BadFormat(f"the types are corrupt: {name} is bit {bit}")
         return (self.frames["flags"] >> np.uint64(bit) & np.uint64(1)).astype(np.bool_)
 
     def _files(self) -> None:

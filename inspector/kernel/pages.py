@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inspector.errors import NoSuchField
+from inspector.errors import BadFormat, NoSuchField
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.zones import Zone, zones
 from inspector.symbols import Kernel, StructView
+from inspector.symbols.types import Enumerators
 from inspector.units import Pfn, VirtAddr
 
 _MAPPING_KINDS = {0: "file", 1: "anon", 2: "movable", 3: "ksm"}  # PAGE_MAPPING_FLAGS
+_WORD = 64  # bits of a struct page's flags
 _TYPED = 0x80000000  # a page_type's top bit: the word is a type, not a mapcount
 
 
@@ -56,7 +58,10 @@ def flag_bits(kernel: Kernel) -> dict[str, int]:
     for name, bit in kernel.types.enum("pageflags").items():
         if name.startswith("PG_"):
             bits.setdefault(bit, name.removeprefix("PG_"))
-    return {name: bit for bit, name in bits.items() if bit < kernel.types.enum("pageflags")["__NR_PAGEFLAGS"]}
+    count = kernel.types.enum("pageflags")["__NR_PAGEFLAGS"]
+    if count > _WORD:
+        raise BadFormat(f"the types are corrupt: there are {count} page flags")
+    return Enumerators({name: bit for bit, name in bits.items() if 0 <= bit < count})
 
 
 def flags_path(kernel: Kernel) -> str:

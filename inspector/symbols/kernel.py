@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from inspector.arch import AddressSpace
-from inspector.errors import NoSuchSymbol, PageFault, UsageError
+from inspector.errors import CorruptGuest, NoSuchSymbol, PageFault, UsageError
 from inspector.memory import PhysicalMemory
 from inspector.symbols.table import SymbolTable
 from inspector.symbols.types import Field, Type, TypeTable
@@ -114,8 +114,11 @@ class Kernel:
         return self._cpu_mask("__cpu_possible_mask")
 
     def online_cpus(self) -> tuple[int, ...]:
-        """The CPUs that run now (C: cpu_online_mask)."""
-        return self._cpu_mask("__cpu_online_mask")
+        """The CPUs that run now (C: cpu_online_mask). Raises CorruptGuest."""
+        online = self._cpu_mask("__cpu_online_mask")
+        if not set(online) <= set(self.possible_cpus):
+            raise CorruptGuest("the kernel says that CPUs run which it made no room for (__cpu_online_mask)")
+        return online
 
     def per_cpu(self, symbol: str, cpu: int) -> VirtAddr:
         """One CPU's copy of a per-CPU variable (C: &per_cpu(x, cpu)). Raises NoSuchSymbol, UsageError."""

@@ -89,7 +89,7 @@ class Field:
         return self.type.size
 
 
-class _Enumerators(dict[str, int]):
+class Enumerators(dict[str, int]):
     """An enum that tells which of its names is missing."""
 
     def __missing__(self, name: str) -> int:
@@ -129,7 +129,7 @@ class TypeTable(ABC):
     def enum(self, name: str) -> Mapping[str, int]:
         """The names and values of the enum called `name`. Raises NoSuchType."""
         if name not in self._enum_values:
-            self._enum_values[name] = _Enumerators(self.enumerators(self.find(name)))
+            self._enum_values[name] = Enumerators(self.enumerators(self.find(name)))
         return self._enum_values[name]
 
     def has(self, name: str, path: str = "") -> bool:
