@@ -79,6 +79,8 @@ def page(kernel: Kernel, pfn: Pfn) -> Page:
     word = view.int("page_type") & 0xFFFFFFFF
     typed = _is_typed(word)
     mapping = view.ptr("mapping")
+    # struct slab lies over the word; before 6.10 (46df8e73a4a3) a flag says so, then the type does.
+    other = typed or ("slab" in bits and bool(flags >> bits["slab"] & 1))
     zone = _zone_of(kernel, pfn)
     return Page(
         pfn=pfn,
@@ -89,7 +91,7 @@ def page(kernel: Kernel, pfn: Pfn) -> Page:
         mapcount=None if typed else view.int("_mapcount.counter") + 1,
         page_type=_type_name(kernel, word) if typed else None,
         mapping=VirtAddr(mapping & ~3),
-        mapping_kind=_MAPPING_KINDS[mapping & 3] if mapping and not typed and head == pfn else None,
+        mapping_kind=_MAPPING_KINDS[mapping & 3] if mapping and head == pfn and not other else None,
         index=_index(view),
         private=view.int("private"),
         head=head,
