@@ -158,7 +158,7 @@ def _group(view: StructView, parent: VirtAddr | None, online: int) -> MemoryGrou
     node = _node(view)
     return MemoryGroup(
         path=_node_path(node) if node else "",
-        inode=node.int("id") if node else 0,
+        inode=node.ptr("id") if node else 0,
         usage=view.int("memory.usage.counter") if parent is not None else None,
         max=_limit(view, "memory.max"),
         high=_limit(view, "memory.high"),

@@ -114,7 +114,7 @@ def _zone(node: int, index: int, zone: StructView) -> Zone:
         node=node,
         index=index,
         name=kernel.space.cstring(zone.ptr("name"), 64) if zone.ptr("name") else f"zone {index}",
-        start_pfn=Pfn(zone.int("zone_start_pfn")),
+        start_pfn=Pfn(zone.ptr("zone_start_pfn")),
         spanned=zone.int("spanned_pages"),
         present=present,
         managed=zone.int("managed_pages.counter"),

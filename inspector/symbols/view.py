@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inspector.errors import NoSuchField
+from inspector.errors import BadFormat, NoSuchField
 from inspector.symbols.types import Field, Kind, Type
 from inspector.units import VirtAddr
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inspector.symbols.kernel import Kernel
 
 _SCALARS = (Kind.INT, Kind.ENUM, Kind.POINTER)
+_MAX_BITS = 128  # C's __int128
 
 
 class StructView:
@@ -46,6 +47,8 @@ class StructView:
         if field.type.kind not in _SCALARS:
             raise NoSuchField(f"{self.type}.{path} is {field.type}, not a number")
         bits = field.bit_size or field.type.size * 8
+        if not 0 < bits <= _MAX_BITS:
+            raise BadFormat(f"the types are corrupt: {self.type}.{path} is a number of {bits} bits")
         raw = self.kernel.space.read(VirtAddr(self.address + field.offset), (field.bit_shift + bits + 7) // 8)
         value = int.from_bytes(raw, "little")
         value = value >> field.bit_shift & (1 << bits) - 1
