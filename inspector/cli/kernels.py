@@ -26,7 +26,7 @@ def kernels(as_json: bool) -> None:
         name = kernel.name + (" *" if kernel.default else "")
         size = format_size(kernel.size) if kernel.cached else "-"
         table.add_row(name, kernel.title, kernel.version or "-", size)
-    note = "\n* is the default. One that is not in the cache is fetched when it first boots: kmi --kernel NAME"
+    note = "\n* is the default. What is not cached is fetched when it first boots: kmi --kernel NAME"
     output.show(table, Text(note, "dim"))
 
 
