@@ -21,7 +21,8 @@ test-oracle: setup .venv/oracle    ## Compare with drgn; fetches the kernel's -d
 	@$(BIN)/python .ci/fetch.py --debug debian-6.1
 	$(BIN)/pytest -m oracle $(ARGS)
 
-check: lint unit    ## Style, types, layers and the tests that need no guest: under a minute
+check: setup    ## Style, types, layers and the tests that need no guest: under a minute
+	@$(MAKE) -j2 --output-sync=target lint unit
 
 lint: setup
 	$(BIN)/ruff check
