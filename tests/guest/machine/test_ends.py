@@ -88,6 +88,15 @@ def holders_of_ram(runtime: Path) -> list[str]:
     return found
 
 
+def all_gone(runtime: Path) -> bool:
+    """Whether processes and private folders go within some seconds: the supervisor outlives us a moment."""
+    for _ in range(1000):
+        if not holders_of_ram(runtime) and not list((runtime / "kmi").glob("m-*")):
+            return True
+        time.sleep(0.01)
+    return False
+
+
 @pytest.mark.parametrize("gdb", [False, True], ids=["", "with-gdb"])
 def test_we_are_killed(config: Config, runtime: Path, gdb: bool) -> None:
     process = holder(config, gdb=gdb)
@@ -119,9 +128,7 @@ def test_ctrl_c_during_the_boot(config: Config, runtime: Path, after: float) -> 
     out, _ = process.communicate(timeout=60)
     assert out == b"", "it was still booting"
     assert process.returncode != 0
-    assert not holders_of_ram(runtime)
-    for folder in (runtime / "kmi").glob("m-*"):
-        assert not folder.exists()
+    assert all_gone(runtime)
 
 
 def test_qemu_is_killed(config: Config, runtime: Path) -> None:
