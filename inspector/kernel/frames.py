@@ -7,6 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.errors import CorruptGuest
 from inspector.kernel import buddy
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pages import cleared_types, flag_bits, flags_path
@@ -43,6 +44,7 @@ FRAME = np.dtype(
 
 NO_MIGRATETYPE = 0xFF
 _MAPPING_ANON = 1
+_WIDEST = 48  # an order that no memory has
 
 
 def frames(kernel: Kernel) -> NDArray[np.void]:
@@ -104,10 +106,16 @@ class _Classifier:
 
 
 def _mark(rows: NDArray[np.void], blocks: NDArray[np.void], state: FrameState) -> None:
-    """Write the state, order and migratetype of each block into all of its frames."""
+    """Write the state, order and migratetype of each block into all of its frames. Raises CorruptGuest."""
     if not blocks.size:
         return
-    sizes = np.left_shift(1, blocks["order"].astype(np.int64))
+    sizes = np.left_shift(1, np.minimum(blocks["order"], _WIDEST).astype(np.int64))
+    outside = np.flatnonzero(blocks["pfn"].astype(np.int64) + sizes > len(rows))
+    if outside.size:
+        block = blocks[outside[0]]
+        raise CorruptGuest(
+            f"a free block of order {block['order']} at PFN {block['pfn']:#x} ends past memory"
+        )
     inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     pfns = np.repeat(blocks["pfn"].astype(np.int64), sizes) + inside
     rows["state"][pfns] = state
