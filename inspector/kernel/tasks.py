@@ -79,18 +79,19 @@ def user_end(kernel: Kernel) -> VirtAddr:
 
 def tasks(kernel: Kernel, threads: bool = False) -> list[Task]:
     """Every process by PID, kernel threads too; with `threads` every thread. Raises CorruptGuest."""
-    return sorted((_task(view) for view in _views(kernel, threads)), key=lambda task: task.pid)
+    return sorted((_task(view) for view in task_views(kernel, threads)), key=lambda task: task.pid)
 
 
 def task(kernel: Kernel, pid: int) -> Task:
     """The process or thread with that PID (TID). Raises NoSuchTask."""
-    for view in _views(kernel, threads=True):
+    for view in task_views(kernel, threads=True):
         if view.int("pid") == pid:
             return _task(view)
     raise NoSuchTask(f"no task has PID {pid}; `kmi report` lists them")
 
 
-def _views(kernel: Kernel, threads: bool) -> Iterator[StructView]:
+def task_views(kernel: Kernel, threads: bool) -> Iterator[StructView]:
+    """The struct task_struct of every process, or of every thread; idle tasks are on no list."""
     init = kernel.variable("task_struct", "init_task")
     for leader in lists.entries(kernel, init.addr("tasks"), "task_struct", "tasks"):
         yield from _group(leader) if threads else (leader,)
