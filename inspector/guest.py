@@ -380,4 +380,5 @@ class Guest:
 
     def mapped_by(self, pfn: Pfn) -> list[Alias]:
         """Every virtual address of a frame, tasks' and the kernel's; reverse_map() answers for many."""
-        return self.reverse_map().of(pfn)
+        with self.still():
+            return ReverseMap.build(self.kernel, only=pfn).of(pfn)

@@ -20,6 +20,7 @@ from inspector.kernel.rmap import Alias
 from inspector.units import Pfn, PhysAddr, format_size, parse_int
 
 _WORDS_A_LINE = 2
+_MOST_ALIASES = 50  # lines for a person, of a page that hundreds of tasks map
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Frame:
     def phys(self) -> PhysAddr:
         """Where the frame begins."""
         return PhysAddr(self.page.pfn * self.page_size)
+
+    @property
+    def cache_modes(self) -> list[str]:
+        """The cache modes of its mappings; there should be no more than one."""
+        return sorted({alias.cache_mode for alias in self.aliases})
 
 
 @click.command(epilog=output.examples("kmi page 0x1000 --guest lab"))
@@ -84,6 +90,7 @@ def as_data(frame: Frame) -> dict[str, Any]:
         "owner": frame.owner.name.lower(),
         "owner_label": frame.label or None,
         "mapped_by": [_alias(alias) for alias in frame.aliases],
+        "cache_modes": frame.cache_modes,
         "struct_page": output.word(page.address),
         "flags": output.word(page.flags),
         "flag_names": list(page.flag_names),
@@ -107,10 +114,13 @@ def _alias(alias: Alias) -> dict[str, Any]:
         "comm": alias.task.comm if alias.task else None,
         "region": alias.region,
         "va": output.word(alias.va),
+        "count": alias.count,
+        "stride_bytes": alias.stride,
         "entry": output.word(alias.entry),
         "flags": list(alias.flags),
         "page_size_bytes": alias.size,
         "memory_type": alias.memory_type,
+        "cache_mode": alias.cache_mode,
     }
 
 
@@ -132,15 +142,22 @@ def _mapped_by(frame: Frame) -> Iterator[RenderableType]:
     if not frame.aliases:
         return
     table = output.plain_table("By", "At", "Page", "Entry", "Flags", right=("Page",))
-    for alias in frame.aliases:
+    for alias in frame.aliases[:_MOST_ALIASES]:
         whose = f"{alias.task.comm} ({alias.task.pid})" if alias.task else alias.region
         size = format_size(alias.size)
         flags = " ".join(alias.flags)
         table.add_row(output.guest_text(whose), f"{alias.va:#x}", size, f"{alias.entry:#x}", flags)
+        if alias.count > 1:
+            apart = f"{format_size(alias.stride)} apart"
+            table.add_row("", f"to {alias.last:#x}", "", f"{alias.count:,} times", apart)
     yield output.heading("Mapped", "by page table entries, tasks' and the kernel's")
     yield table
-    if len({alias.memory_type for alias in frame.aliases}) > 1:
-        yield Text("Its mappings differ in their cache attributes (PAT, PCD, PWT).", "yellow")
+    if len(frame.aliases) > _MOST_ALIASES:
+        yield Text(f"and {len(frame.aliases) - _MOST_ALIASES} more, which --json has", "dim")
+    if len(modes := frame.cache_modes) > 1:
+        yield Text(
+            f"Its mappings differ in their cache attributes (PAT, PCD, PWT): {', '.join(modes)}.", "yellow"
+        )
 
 
 def _dump(raw: bytes) -> Iterator[Text]:

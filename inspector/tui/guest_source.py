@@ -279,6 +279,8 @@ class GuestSource:
                 va=alias.va,
                 rights=_rights(alias.rights),
                 size=alias.size,
+                cache_mode=alias.cache_mode,
+                count=alias.count,
             )
             for alias in self._reverse.recent().of(pfn)[:_MOST_ALIASES]
         )

@@ -133,7 +133,8 @@ class Frames:
 class AliasRow:
     """A virtual address of a frame: a task's (`who` is its name) or the kernel's (`who` is the region).
 
-    `rights` are as in `rwx`; `size` is the page's that maps it, in bytes.
+    `rights` are as in `rwx`; `size` is the page's that maps it, in bytes; `count` tells how many such
+    addresses there are from `va` on, at even distances.
     """
 
     who: str
@@ -141,6 +142,8 @@ class AliasRow:
     va: VirtAddr
     rights: str
     size: int
+    cache_mode: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,7 @@ class FakeSource:
     frame_states: Any = field(default_factory=states)
     frame_details: Any = field(default_factory=details)
     labels: tuple[str, ...] = LABELS
+    vmap: tuple[str, int] = ("WB", 1)  # a page's cache mode and how many addresses it has there
     caches: list[SlabCache] = field(
         default_factory=lambda: [
             cache("dentry", 192, 8, 150),
@@ -314,8 +315,8 @@ class FakeSource:
             raw=bytes(range(64)),
             contents=b"hello, page" + bytes(21),
             aliases=(
-                AliasRow("worker", 42, VirtAddr(0x7F0000403000), "rw-", PAGE),
-                AliasRow("vmalloc", None, VirtAddr(0xFFFFC90000000000), "r--", PAGE),
+                AliasRow("worker", 42, VirtAddr(0x7F0000403000), "rw-", PAGE, "WB"),
+                AliasRow("vmalloc", None, VirtAddr(0xFFFFC90000000000), "r--", PAGE, *self.vmap),
             ),
             direct_map=VirtAddr(0xFFFF888000000000 + pfn * PAGE),
             zone=self._zones()[1],

@@ -227,6 +227,17 @@ def test_page(play: Play, size: tuple[int, int]) -> None:
     play(script, size)
 
 
+def test_page_of_many_addresses_that_differ_in_cache_mode(play: Play, source: FakeSource) -> None:
+    source.vmap = ("UC-", 65536)
+
+    async def script(screen: Screen) -> None:
+        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x800)))
+        await screen.shows("kernel: vmalloc, 4 KiB page, 65,536 times from there on")
+        await screen.shows("UC-, WB", "its addresses differ in their cache attributes (PAT, PCD, PWT)")
+
+    play(script, (200, 60))
+
+
 def test_console_runs_a_command(play: Play, source: FakeSource, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
         await screen.press("c")

@@ -74,6 +74,9 @@ class Fields(Drawing):
         lines: list[tuple[str, Text]] = [("owner", whose), ("flags", flags), ("", self._flags(width))]
         if self._data.charge:
             lines.append(("charged to", Text.assemble(self._data.charge, ("  a memory cgroup", palette.DIM))))
+        if len(modes := sorted({alias.cache_mode for alias in self._data.aliases})) > 1:
+            differ = "  its addresses differ in their cache attributes (PAT, PCD, PWT)"
+            lines.append(("cache", Text.assemble((", ".join(modes), palette.WARN), (differ, palette.DIM))))
         lines.append(("_refcount", Text.assemble(str(page.refcount), (self._refcount(), palette.DIM))))
         if page.page_type is not None:
             lines.append(
@@ -345,6 +348,7 @@ def _links(data: PageView) -> list[Link]:
             continue
         whose = f"in the kernel: {alias.who}" if alias.pid is None else f"in {alias.who} ({alias.pid})"
         what = f"{alias.va:#x} {alias.rights} {whose}, {format_size(alias.size)} page"
+        what += f", {alias.count:,} times from there on" if alias.count > 1 else ""
         links.append(Link("mapped", what, Place(ViewName.WALK, pid=alias.pid, va=alias.va)))
     what = f"{data.direct_map:#x}, the kernel's address of its bytes"
     links.append(Link("direct map", what, walk(data.direct_map)))

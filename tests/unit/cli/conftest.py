@@ -140,8 +140,20 @@ class FakeGuest:
     def mapped_by(self, pfn: int) -> list[Alias]:
         whose = task(7, ESC_NAME)
         return [
-            Alias(whose, "user", VirtAddr(0x7000), 0xC8067, 4096, 3, 0, ("P", "RW")),
-            Alias(None, "direct map", VirtAddr(KERNEL_SYMBOL), 0x1E3, 2 << 20, 1, 3, ("P", "PS")),
+            Alias(whose, "user", VirtAddr(0x7000), 0xC8067, 4096, 3, 0, ("P", "RW"), "WB"),
+            Alias(
+                None,
+                "direct map",
+                VirtAddr(KERNEL_SYMBOL),
+                0x1E3,
+                2 << 20,
+                1,
+                3,
+                ("P", "PS"),
+                "UC",
+                3,
+                2 << 20,
+            ),
         ]
 
     def tasks(self) -> list[Any]:

@@ -24,6 +24,8 @@ def test_json(kmi: Kmi) -> None:
         (7, "0x7000"),
         (None, "0xffffffff81000040"),
     ]
+    assert [(alias["count"], alias["stride_bytes"]) for alias in data["mapped_by"]] == [(1, 0), (3, 2 << 20)]
+    assert data["cache_modes"] == ["UC", "WB"]
 
 
 def test_drawn(kmi: Kmi) -> None:
@@ -33,7 +35,10 @@ def test_drawn(kmi: Kmi) -> None:
         "anon, zone DMA32 of node 0",
         "anon: [red]x\\x1b[2J (7)",
         "direct map",
-        "differ in their cache attributes",
+        "differ in their cache attributes (PAT, PCD, PWT): UC, WB.",
+        "to 0xffffffff81400040",
+        "3 times",
+        "2 MiB apart",
         "uptodate head",
         "0xffff888000001230 (anon)",
         "order 3: 32 KiB",
@@ -41,6 +46,14 @@ def test_drawn(kmi: Kmi) -> None:
         assert text in out
     assert "begins at PFN 199 (0xc7)" in out
     assert "+0x00" not in out
+
+
+def test_hundreds_of_tasks_are_not_all_drawn(kmi: Kmi, fake: Any) -> None:
+    aliases = fake.mapped_by(200) * 100
+    fake.mapped_by = lambda pfn: aliases
+    out = kmi("page", "200").out
+    assert out.count("direct map") == 25
+    assert "and 150 more, which --json has" in out
 
 
 def test_verbose_shows_the_bytes(kmi: Kmi) -> None:
