@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from inspector.arch import MAPPING
 from inspector.arch.format import field
+from inspector.errors import CorruptGuest
 from inspector.kernel.regions import regions
 from inspector.kernel.tasks import Task, tasks, user_end
 from inspector.symbols import Kernel
@@ -87,7 +88,10 @@ class ReverseMap:
         With `only`, the index has that frame alone: less to keep and to sort.
         """
         # Threads and vfork()ed tasks share an address space: it is scanned once, for one of them.
-        owners = {task.mm.address: task for task in processes or tasks(kernel) if task.mm}
+        processes = tasks(kernel) if processes is None else list(processes)
+        if broken := next((task for task in processes if task.error), None):
+            raise CorruptGuest(f"what task {broken.pid} maps cannot be read: {broken.error}")
+        owners = {task.mm.address: task for task in processes if task.mm}
         address = None if only is None else only * kernel.space.format.page_size
         parts = [_rows(task.mappings(), index, address) for index, task in enumerate(owners.values())]
         if not user_only:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import AddressSpace, Walk
-from inspector.errors import NoSuchTask
+from inspector.errors import CorruptGuest, NoSuchTask, OutsideRam, PageFault
 from inspector.kernel import lists, vmas
 from inspector.kernel.mm import Mm
 from inspector.symbols import Kernel, StructView
@@ -22,6 +22,7 @@ _TASK_IDLE = 0x402  # TASK_UNINTERRUPTIBLE | TASK_NOLOAD
 _TASK_RTLOCK_WAIT = 0x1000
 _PF_WQ_WORKER, _PF_KTHREAD = 0x00000020, 0x00200000
 _MAX_NAME = 64  # the buffer of proc_task_name(), fs/proc/array.c
+_UNREADABLE = (CorruptGuest, OutsideRam, PageFault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class Task:
     `name` is what ps shows: `comm`, but a kernel thread's in full and a worker's with its work; `state` is
     ps's letter; `cpu` is where it runs or ran; `stack` is the kernel stack's lowest address. `mm` is None
     for a kernel thread. `address` is the struct task_struct's.
+
+    Of a task that cannot be read whole, `error` says why and `name` ends with it; its state is `?`, and what
+    is not known is 0 or None.
     """
 
     pid: int
@@ -47,6 +51,7 @@ class Task:
     address: VirtAddr
     mm: Mm | None = field(repr=False)
     kernel: Kernel = field(repr=False, compare=False)
+    error: str = ""
 
     def vmas(self) -> list[vmas.Vma]:
         """The mapped ranges of the address space, in order; none for a kernel thread. Raises CorruptGuest."""
@@ -78,8 +83,11 @@ def user_end(kernel: Kernel) -> VirtAddr:
 
 
 def tasks(kernel: Kernel, threads: bool = False) -> list[Task]:
-    """Every process by PID, kernel threads too; with `threads` every thread. Raises CorruptGuest."""
-    return sorted((_task(view) for view in task_views(kernel, threads)), key=lambda task: task.pid)
+    """Every process by PID, kernel threads too; with `threads` every thread.
+
+    A task that cannot be read is there with its `error`. Raises CorruptGuest where the list does not end.
+    """
+    return sorted((_task_or_error(view) for view in task_views(kernel, threads)), key=lambda task: task.pid)
 
 
 def task(kernel: Kernel, pid: int) -> Task:
@@ -94,7 +102,10 @@ def task_views(kernel: Kernel, threads: bool) -> Iterator[StructView]:
     """The struct task_struct of every process, or of every thread; idle tasks are on no list."""
     init = kernel.variable("task_struct", "init_task")
     for leader in lists.entries(kernel, init.addr("tasks"), "task_struct", "tasks"):
-        yield from _group(leader) if threads else (leader,)
+        try:
+            yield from list(_group(leader)) if threads else (leader,)
+        except _UNREADABLE:
+            yield leader  # which will not be read whole either: its threads are needed for its counters
 
 
 def _group(view: StructView) -> Iterable[StructView]:
@@ -103,6 +114,42 @@ def _group(view: StructView) -> Iterable[StructView]:
     if signal is None or signal.int("nr_threads") == 1:
         return (view,)
     return lists.entries(view.kernel, signal.addr("thread_head"), "task_struct", "thread_node")
+
+
+def _task_or_error(view: StructView) -> Task:
+    """The task; for one that is corrupt, what there is of it."""
+    try:
+        return _task(view)
+    except _UNREADABLE as error:
+        why = str(error)
+
+    def number(member: str) -> int:
+        try:
+            return view.int(member)
+        except _UNREADABLE:
+            return 0
+
+    try:
+        comm = printable(view.text("comm"))
+    except _UNREADABLE:
+        comm = ""
+    return Task(
+        pid=number("pid"),
+        tgid=number("tgid"),
+        ppid=0,
+        comm=comm,
+        name=f"{comm} (unreadable: {why})",
+        state="?",
+        uid=0,
+        cpu=0,
+        threads=1,
+        kernel_thread=bool(number("flags") & _PF_KTHREAD),
+        stack=VirtAddr(number("stack")),
+        address=view.address,
+        mm=None,
+        kernel=view.kernel,
+        error=why,
+    )
 
 
 def _task(view: StructView) -> Task:

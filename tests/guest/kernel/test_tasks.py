@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import re
 from typing import Any
 
 import pytest
 
 from inspector import Guest
-from inspector.errors import NoSuchTask
-from inspector.kernel.tasks import Task
+from inspector.arch import AddressSpace
+from inspector.errors import CorruptGuest, NoSuchTask, PageFault
+from inspector.kernel.rmap import ReverseMap
+from inspector.kernel.tasks import Task, task, tasks
 from inspector.kernel.vmas import Vma
+from inspector.memory import MappedRam
+from inspector.symbols import Kernel
+from inspector.units import VirtAddr
 
 pytestmark = pytest.mark.guest
 
@@ -155,3 +161,29 @@ def test_rss_is_exact(busy_guest: Guest, witness: Any) -> None:
 def test_no_such_task(guest: Guest) -> None:
     with pytest.raises(NoSuchTask, match="no task has PID 4194303"):
         guest.task(4194303)
+
+
+@pytest.mark.parametrize("member", ["cred", "mm", "signal"])
+def test_a_corrupt_task_does_not_hide_the_others(guest: Guest, member: str) -> None:
+    """In a copy of the guest's memory, a pointer of one task leads to nowhere."""
+    with guest.paused():
+        victim, before = guest.task(1), guest.tasks()
+        copy = mmap.mmap(guest.machine.ram_fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        real = guest.kernel
+        memory = MappedRam(copy, guest.memory.blocks)
+        space = AddressSpace(memory, real.space.format, real.space.root)
+        kernel = Kernel(memory, space, real.symbols, real.types, real.vmcoreinfo)
+        at = victim.address + real.types.offsetof("task_struct", member)
+        memory.write(real.virt_to_phys(VirtAddr(at)), (0xFFFF_DEAD_0000_0000).to_bytes(8, "little"))
+        for threads in (False, True):
+            found = tasks(kernel, threads)
+            (broken,) = (task for task in found if task.error)
+            assert (broken.pid, broken.comm, broken.state, broken.mm) == (1, "init", "?", None)
+            assert broken.name.startswith("init (unreadable: virtual address 0xffffdead")
+            if not threads:
+                whole = {task.pid: task.name for task in before if task.pid != 1}
+                assert {task.pid: task.name for task in found if task.pid != 1} == whole
+        with pytest.raises(PageFault, match="0xffffdead"):
+            task(kernel, 1)
+        with pytest.raises(CorruptGuest, match="what task 1 maps cannot be read"):
+            ReverseMap.build(kernel)
