@@ -14,7 +14,7 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 	@$(BIN)/kmi $(ARGS)
 
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
-	@$(BIN)/python .ci/fetch.py debian-6.1 debian-6.12
+	@$(BIN)/python .ci/fetch.py
 	$(BIN)/pytest -m "not oracle" $(ARGS)
 
 test-oracle: setup .venv/oracle    ## Compare with drgn; fetches the kernel's -dbg package (850 MB) into the cache

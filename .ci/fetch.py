@@ -1,6 +1,6 @@
 """Fetch what tests need before they start, behind a bar and not silently inside a test.
 
-usage: fetch.py [--debug] KERNEL...    (--debug: the kernel's vmlinux with DWARF too, 850 MB)
+usage: fetch.py [--debug] [KERNEL...]    (all of `kmi kernels` by default; --debug: vmlinux with DWARF, 850 MB)
 
 What cannot be fetched is left to the tests: they skip, or fail under CI, and say why.
 """
@@ -12,8 +12,9 @@ import sys
 from inspector import images
 from inspector.cli.progress import reporter
 from inspector.errors import SetupError
+from inspector.images.manifest import manifest
 
-names = [name for name in sys.argv[1:] if name != "--debug"]
+names = [name for name in sys.argv[1:] if name != "--debug"] or list(manifest().kernels)
 shown = reporter()
 for name in names:
     try:

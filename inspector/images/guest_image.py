@@ -22,7 +22,7 @@ from inspector.progress import SILENT, Reporter
 
 BUSYBOX = Path("/bin/busybox")
 _COMPILE = ("gcc", "-Os", "-static", "-s", "-pthread", "-Wall")
-_KEPT = 8
+_KEPT = 24  # some three for each kernel
 _SPACE = 32 << 20
 # What of qemu_images/ goes where in the guest, as it is.
 _FILES = {"init": "/init", "fstab": "/etc/fstab", "inittab": "/etc/inittab", "profile": "/etc/profile"}

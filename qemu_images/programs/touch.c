@@ -2,13 +2,14 @@
 #include "lab.h"
 
 static const char usage[] =
-	"usage: touch SIZE [--thp | --no-thp | --huge 2M | --huge 1G] [--read] [--shared] [--mlock]\n"
+	"usage: touch SIZE [--thp | --no-thp | --huge 2M | --huge 1G] [--read] [--shared] [--mlock] [--merge]\n"
 	"Maps SIZE (anonymous, private), touches every page, prints `pid address size` and stays.\n"
-	"  --thp, --no-thp  ask for transparent huge pages, or for none\n"
+	"  --thp, --no-thp  ask for transparent huge pages, or for none; a kernel that has none is not asked\n"
 	"  --huge PAGESIZE  use hugetlb pages; they are reserved first\n"
 	"  --read           only read: private pages stay the zero page\n"
 	"  --shared         share the mapping (shmem)\n"
 	"  --mlock          lock it in memory\n"
+	"  --merge          let KSM merge equal pages; all are equal\n"
 	"example: touch 8M --no-thp\n";
 
 /* Raise the pool of hugetlb pages by `count`. */
@@ -37,7 +38,7 @@ static void reserve(size_t page, size_t count)
 
 int main(int argc, char **argv)
 {
-	int flags = MAP_ANONYMOUS, shared = 0, lock = 0, read_only = 0, advice = 0;
+	int flags = MAP_ANONYMOUS, shared = 0, lock = 0, read_only = 0, merge = 0, advice = 0;
 	size_t size, huge = 0;
 	char *start;
 
@@ -54,6 +55,8 @@ int main(int argc, char **argv)
 			shared = 1;
 		else if (!strcmp(argv[i], "--mlock"))
 			lock = 1;
+		else if (!strcmp(argv[i], "--merge"))
+			merge = 1;
 		else if (!strcmp(argv[i], "--huge") && i + 1 < argc)
 			huge = parse_size(argv[++i]);
 		else
@@ -72,8 +75,11 @@ int main(int argc, char **argv)
 			    huge == GIB ? "1G" : "2M");
 	} else {
 		start = map_aligned(size, PROT_READ | PROT_WRITE, flags);
-		if (advice && madvise(start, size, advice))
+		/* EINVAL: the kernel knows no huge pages, as with PREEMPT_RT. */
+		if (advice && madvise(start, size, advice) && errno != EINVAL)
 			die("madvise refused");
+		if (merge && madvise(start, size, MADV_MERGEABLE))
+			die("this kernel has no KSM");
 	}
 	name_mapping(start, size, "touch");
 	if (lock && mlock(start, size))

@@ -35,7 +35,13 @@ class GuestSpec:
         return f"{self.kernel}-{'la57' if self.la57 else '4level'}"
 
 
-MATRIX = [GuestSpec("debian-6.1", False), GuestSpec("debian-6.1", True), GuestSpec("debian-6.12", False)]
+MATRIX = [
+    GuestSpec("debian-5.10", False),
+    GuestSpec("debian-6.1", False),
+    GuestSpec("debian-6.1", True),
+    GuestSpec("debian-6.12", False),
+    GuestSpec("debian-7.2", True),
+]
 
 
 def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:

@@ -31,9 +31,7 @@ def grouped_guest(any_guest: Guest) -> Iterator[Guest]:
         f" && sh -c 'echo 0 >{_ROOT}/outer/gone/cgroup.procs; head -c 300000 /dev/zero >/dev/shm/kept'"
         f" && rmdir {_ROOT}/outer/gone"
     ).check()
-    # Without huge pages; a kernel that has none refuses to be told.
-    small = "$(test -e /sys/kernel/mm/transparent_hugepage && echo --no-thp)"
-    pid = guest.spawn(f"sh -c 'echo 0 >{_ROOT}/outer/inner/cgroup.procs; exec /labs/touch 8M {small}'")
+    pid = guest.spawn(f"sh -c 'echo 0 >{_ROOT}/outer/inner/cgroup.procs; exec /labs/touch 8M --no-thp'")
     guest.run(f"until [ -s /tmp/spawn-{pid}.log ]; do sleep 0.05; done", timeout=60).check()
     yield guest
     guest.run(

@@ -16,7 +16,7 @@ from inspector.units import Pfn
 
 pytestmark = pytest.mark.guest
 
-_TRIES = 5
+_TRIES = 8
 _SLABINFO, _DENTRIES, _LOAD = "/proc/slabinfo", "/proc/sys/fs/dentry-state", "/proc/loadavg"
 
 Line = tuple[int, ...]
@@ -45,9 +45,14 @@ def as_slabinfo(cache: SlabCache) -> Line:
     )  # fmt: skip
 
 
-def agrees_with_slabinfo(guest: Guest, witness: Any, reader: frozenset[str] = frozenset()) -> None:
-    """Every line that stood still is ours, and nearly all did; but for caches that reading the file uses."""
-    wrong: object = None
+def agrees_with_slabinfo(
+    guest: Guest, witness: Any, reader: frozenset[str] = frozenset(), restless: frozenset[str] = frozenset()
+) -> None:
+    """Each cache's line is ours in a try in which it stood still: all do, but for the restless.
+
+    What reading the file takes (`reader`) is held while they read, and not while we do.
+    """
+    settled = set(restless)
     for _ in range(_TRIES):
         witnessed, ours = witness(guest, [_SLABINFO], lambda: slabs(guest.kernel))
         first, second = (slabinfo(reading.decode()) for reading in witnessed.readings[_SLABINFO])
@@ -56,10 +61,12 @@ def agrees_with_slabinfo(guest: Guest, witness: Any, reader: frozenset[str] = fr
         found = {cache.name: as_slabinfo(cache) for cache in ours}
         wrong = {name: (line, found[name]) for name, line in agreed.items() if found[name] != line}
         wrong = {name: both for name, both in wrong.items() if name not in reader}
-        if not wrong and len(agreed) > 0.85 * len(first):
+        if not wrong:
+            settled |= set(agreed) | reader
+        if settled >= set(first):
             assert len(first) > 100
             return
-    pytest.fail(f"{_SLABINFO} said, and we found: {wrong}; {len(agreed)} of {len(first)} lines stood still")
+    pytest.fail(f"{_SLABINFO} said, and we found: {wrong}; never at rest: {set(first) - settled}")
 
 
 def test_slabinfo(any_guest: Guest, witness: Any) -> None:
@@ -206,12 +213,14 @@ def test_object_at_agrees_with_all(guest: Guest) -> None:
         assert objects(guest.kernel, one).tolist() == mine.tolist()
 
 
-def test_slab_debugging(boot_guest: Callable[..., Guest], witness: Any) -> None:
+@pytest.mark.parametrize("kernel", ["debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2"])
+def test_slab_debugging(boot_guest: Callable[..., Guest], witness: Any, kernel: str) -> None:
     """Red zones before each object, and free pointers behind it; and no CPU keeps objects for itself."""
-    with boot_guest("debian-6.1", "512M", 2, cmdline="slub_debug=FZPU") as guest:
+    with boot_guest(kernel, "512M", 2, cmdline="slub_debug=FZPU") as guest:
         # What an open /proc file takes: nothing hides it here, and it is closed while we read.
-        reader = frozenset({"seq_file", "kmalloc-cg-4k", "filp", "lsm_file_cache"})
-        agrees_with_slabinfo(guest, witness, reader)
+        reader = frozenset({"seq_file", "kmalloc-4k", "kmalloc-cg-4k", "filp", "lsm_file_cache"})
+        # Maple nodes are freed after a grace period, and no CPU keeps them in its own slab meanwhile.
+        agrees_with_slabinfo(guest, witness, reader, restless=frozenset({"maple_node"}))
         agrees_with_sysfs(guest)
         test_objects_by_list_and_by_count(guest)
         test_tasks_and_vmas_are_allocated(guest)

@@ -23,29 +23,20 @@ _PAGE = 4096
 _TRIES = 5
 _SIZE = 8 << 20
 _GROUP = "/sys/fs/cgroup/swapped"
-# Without huge pages; a kernel that has none refuses to be told.
-_SMALL = "$(test -e /sys/kernel/mm/transparent_hugepage && echo --no-thp)"
 _SWAP_BIT, _FRAME = np.uint64(1 << 62), np.uint64((1 << 55) - 1)  # Documentation/admin-guide/mm/pagemap.rst
 
 
 @pytest.fixture(scope="module")
-def swapped(any_guest: Guest) -> Iterator[tuple[Guest, Task, int]]:
-    """A guest that swaps to zram, and a task in it with most of its 8 MiB swapped out; where they begin."""
-    guest = any_guest
-    if guest.run("echo 64M >/sys/block/zram0/disksize").returncode:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "zram finds no compressor: the guest image does not load this kernel's"
-        )
-    guest.run(f"mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 && mkdir {_GROUP}").check()
-    pid = guest.spawn(f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec /labs/touch 8M {_SMALL}'")
+def swapped(swapping_guest: Guest) -> Iterator[tuple[Guest, Task, int]]:
+    """A guest that swaps, and a task in it with most of its 8 MiB swapped out; where they begin."""
+    guest = swapping_guest
+    guest.run(f"mkdir {_GROUP}").check()
+    pid = guest.spawn(f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec /labs/touch 8M --no-thp'")
     log = f"/tmp/spawn-{pid}.log"
     said = guest.run(f"until [ -s {log} ]; do sleep 0.05; done; cat {log}", timeout=60).check().stdout
     guest.run(f"echo 1M >{_GROUP}/memory.high; sleep 0.5").check()
     yield guest, guest.task(pid), int(said.split()[1], 16)
-    guest.run(
-        f"kill {pid}; until rmdir {_GROUP}; do sleep 0.1; done;"
-        " swapoff /dev/zram0; echo 1 >/sys/block/zram0/reset"
-    ).check()
+    guest.run(f"kill {pid}; until rmdir {_GROUP}; do sleep 0.1; done").check()
 
 
 def pagemap(task: Task, start: int) -> str:
@@ -115,7 +106,7 @@ def test_a_broken_page(any_guest: Guest, start: Any) -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "this kernel takes no word of broken memory (CONFIG_MEMORY_FAILURE, CONFIG_MEMORY_HOTPLUG)"
         )
-    pid = start(guest, f"/labs/touch 64K {_SMALL}")
+    pid = start(guest, "/labs/touch 64K --no-thp")
     try:
         va = int(guest.run(f"cat /tmp/spawn-{pid}.log").stdout.split()[1], 16)
         task = guest.task(pid)

@@ -51,6 +51,14 @@ def test_names_and_types(kernel_guest: Guest, tmp_path: Path) -> None:
     assert f"040000001400000003000000474e5500{kernels[0].build_id}" in notes
 
 
+def test_what_tests_need(kernel_guest: Guest, start: Callable[[Guest, str], int]) -> None:
+    """Zram has a compressor, so that there is swap; the lab programs run where there are no huge pages."""
+    zram = "/sys/block/zram0"
+    kernel_guest.run(f"echo 8M >{zram}/disksize && echo 1 >{zram}/reset").check()
+    pid = start(kernel_guest, "/labs/touch 64K --no-thp")
+    assert kernel_guest.task(pid).comm == "touch"
+
+
 def listed(text: bytes) -> set[Row]:
     """/proc/kallsyms without what modules, BPF and ftrace add: address, kind, name."""
     lines = (line.split() for line in text.decode().splitlines())

@@ -113,10 +113,10 @@ def test_old_images_are_dropped(
     monkeypatch.setattr(module, "_contents", lambda *_: [])
     extra = tmp_path / "extra"
     made = []
-    for number in range(10):
+    for number in range(26):
         extra.write_text(str(number))
         made.append(guest_image(extra={"/x": extra}))
-    assert set((cache / "guests").glob("*.cpio")) == set(made[-8:])
+    assert set((cache / "guests").glob("*.cpio")) == set(made[-24:])
 
 
 def test_a_program_that_does_not_compile(
