@@ -19,7 +19,6 @@ from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
     buddy,
     cpus,
-    frames,
     memcg,
     meminfo,
     modules,
@@ -313,15 +312,17 @@ class Guest:
                 if zone.populated
             ]
 
-    def page(self, pfn: Pfn) -> Page:
-        """All that a frame's struct page says. Raises NoSuchFrame."""
+    def page(self, pfn: Pfn, owners: Owners | None = None) -> Page:
+        """All that is known of a frame: its struct page, whose it is, what is charged. Raises NoSuchFrame.
+
+        `owners` are owners() of the same moment: worth giving where many pages are asked for.
+        """
         with self.still():
-            return pages.page(self.kernel, pfn)
+            return pages.page(self.kernel, pfn, owners)
 
     def frames(self) -> NDArray[np.void]:
-        """A row a PFN for all of memory, as kernel.frames.FRAME."""
-        with self.still():
-            return frames.frames(self.kernel)
+        """A row a PFN for all of memory, as kernel.owners.FRAME; owners() has the labels too."""
+        return self.owners().rows
 
     def slabs(self) -> list[SlabCache]:
         """Every slab cache, with the counts of /proc/slabinfo. Raises CorruptGuest."""

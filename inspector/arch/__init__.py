@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from inspector.arch.format import EntryFlag, EntryKind, Level, PagingFormat, Shape
-from inspector.arch.scanner import MAPPING, TABLE, Right, scan, tables, translate
+from inspector.arch.scanner import LEAF, MAPPING, TABLE, Right, scan, survey, translate
 from inspector.arch.space import AddressSpace
 from inspector.arch.walker import FaultKind, Walk, WalkFault, WalkStep, walk
 from inspector.arch.x86_64 import X86_64_4LEVEL, X86_64_5LEVEL, paging_of, x86_64
 
 __all__ = [
+    "LEAF",
     "MAPPING",
     "TABLE",
     "X86_64_4LEVEL",
@@ -26,7 +27,7 @@ __all__ = [
     "WalkStep",
     "paging_of",
     "scan",
-    "tables",
+    "survey",
     "translate",
     "walk",
     "x86_64",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntFlag
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,12 @@ MAPPING = np.dtype(
     align=True,
 )
 
-TABLE = np.dtype([("pa", np.uint64), ("va", np.uint64), ("level", np.uint8)])
-"""A page table: where it lies, the first address that it translates, its place in PagingFormat.levels."""
+TABLE = np.dtype([("pa", np.uint64), ("va", np.uint64), ("level", np.uint8), ("root", np.uint32)])
+"""A page table: where it lies, the first address that it translates, its place in PagingFormat.levels, and
+which of the roots leads to it."""
+
+LEAF = np.dtype([("va", np.uint64), ("pa", np.uint64), ("size", np.uint64), ("root", np.uint32)], align=True)
+"""What survey() says of a leaf mapping: as in MAPPING, and which of the roots it is below."""
 
 LIMIT = 32 << 20
 """Entries of one level that scan() reads by default: 128 GiB in 4 KiB pages, at worst 2.4 GB of rows."""
@@ -62,7 +67,9 @@ def scan(
     Raises CorruptGuest where a level has over `limit` entries to read: tables that lead to themselves do.
     """
     found = _Found()
-    for level, vas, entries, granted in _levels(memory, format, root, start, end, limit):
+    for level, (vas, entries, granted, _) in _levels(
+        memory, format, np.array([root], U64), start, end, limit
+    ):
         for shape in level.shapes:
             if shape.leaf:
                 chosen = _chosen(shape, entries)
@@ -76,65 +83,104 @@ def scan(
     return found.rows()
 
 
-def tables(
+def survey(
     memory: PhysicalMemory,
     format: PagingFormat,
-    root: PhysAddr,
+    roots: NDArray[np.uint64],
     start: int = 0,
     end: int = 1 << 64,
     *,
     limit: int = LIMIT,
-) -> NDArray[np.void]:
-    """Every table below `root`, the root first, as TABLE rows; of shared tables one row for each way to them.
+) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """All below many roots at once: (LEAF rows in no order, TABLE rows by address).
 
-    Raises as scan().
+    A table that many entries lead to is read once and has one row, for the first of its roots. Raises as
+    scan().
     """
-    parts = [np.array([(root, 0, 0)], TABLE)]
+    leaves: list[NDArray[np.void]] = [np.empty(0, LEAF)]
+    found = [np.zeros(len(roots), TABLE)]
+    found[0]["pa"], found[0]["root"] = roots, np.arange(len(roots))
     depth = {id(level): place for place, level in enumerate(format.levels)}
-    for level, vas, entries, _ in _levels(memory, format, root, start, end, limit):
+    for level, part in _levels(memory, format, roots, start, end, limit, distinct=True):
         for shape in level.shapes:
-            if not shape.leaf:
-                chosen = _chosen(shape, entries)
-                rows = np.empty(len(vas[chosen]), TABLE)
-                rows["va"], rows["pa"] = vas[chosen], entries[chosen] & np.uint64(shape.address)
+            vas, entries, _, origins = part.at(_chosen(shape, part.entries))
+            rows = np.empty(len(vas), LEAF if shape.leaf else TABLE)
+            rows["va"], rows["pa"], rows["root"] = vas, entries & np.uint64(shape.address), origins
+            if shape.leaf:
+                rows["size"] = level.span
+                leaves.append(rows)
+            else:
                 rows["level"] = depth[id(level)] + 1
-                parts.append(rows)
-    return np.concatenate(parts)
+                found.append(rows)
+    tables = np.concatenate(found)
+    return np.concatenate(leaves), tables[np.unique(tables["pa"], return_index=True)[1]]
+
+
+class _Tables(NamedTuple):
+    """Tables of one level, a place each in all arrays."""
+
+    pas: NDArray[np.uint64]
+    vas: NDArray[np.uint64]  # the first address that each translates
+    rights: NDArray[np.uint8]  # that the entries above grant
+    roots: NDArray[np.uint32]  # the index of the root that leads here
+
+    def at(self, chosen: slice | NDArray[np.int64]) -> _Tables:
+        return _Tables(self.pas[chosen], self.vas[chosen], self.rights[chosen], self.roots[chosen])
+
+
+class _Entries(NamedTuple):
+    """Entries of one level's tables that are not zero, a place each in all arrays."""
+
+    vas: NDArray[np.uint64]
+    entries: NDArray[np.uint64]
+    rights: NDArray[np.uint8]  # of their table
+    roots: NDArray[np.uint32]
+
+    def at(self, chosen: slice | NDArray[np.bool_]) -> _Entries:
+        return _Entries(self.vas[chosen], self.entries[chosen], self.rights[chosen], self.roots[chosen])
+
+    def tables(self, shape: Shape) -> _Tables:
+        """The tables that the entries of this shape lead to."""
+        vas, entries, rights, roots = self.at(_chosen(shape, self.entries))
+        return _Tables(entries & np.uint64(shape.address), vas, rights & _granted(shape, entries), roots)
 
 
 def _levels(
-    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, start: int, end: int, limit: int
-) -> Iterator[tuple[Level, NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]]:
-    """The entries that are not zero, level by level in parts: addresses, raw values, their tables' rights."""
+    memory: PhysicalMemory,
+    format: PagingFormat,
+    roots: NDArray[np.uint64],
+    start: int,
+    end: int,
+    limit: int,
+    *,
+    distinct: bool = False,
+) -> Iterator[tuple[Level, _Entries]]:
+    """Every entry in [start, end) that is not zero, level by level; `distinct` reads no table twice."""
     start, last = max(start, 0), min(end, 1 << 64) - 1
     if start > last:
         return
     whole = start == 0 and last == (1 << 64) - 1
-    tables = np.array([root], U64)
-    bases = np.zeros(1, U64)
-    rights = np.full(1, Right.W | Right.U | Right.X, np.uint8)
+    every = np.full(len(roots), Right.W | Right.U | Right.X, np.uint8)
+    tables = _Tables(roots, np.zeros(len(roots), U64), every, np.arange(len(roots), dtype=np.uint32))
     for level in format.levels:
-        if len(tables) * level.entries > limit:
+        if len(tables.pas) * level.entries > limit:
             raise CorruptGuest(
-                f"{len(tables)} {level.name} tables below root {root:#x}, more than the limit of "
-                f"{limit >> level.bits}: tables that lead to themselves, or not page tables at all"
+                f"{len(tables.pas)} {level.name} tables below root {int(roots[0]):#x}, more than the limit "
+                f"of {limit >> level.bits}: tables that lead to themselves, or not page tables at all"
             )
-        below: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]] = []
-        for first in range(0, len(tables), _TABLES_AT_ONCE):
-            part = slice(first, first + _TABLES_AT_ONCE)
-            vas, entries, granted = _entries(memory, format, level, tables[part], bases[part], rights[part])
+        below: list[_Tables] = []
+        for first in range(0, len(tables.pas), _TABLES_AT_ONCE):
+            part = _entries(memory, format, level, tables.at(slice(first, first + _TABLES_AT_ONCE)))
             if not whole:
-                inside = (vas <= np.uint64(last)) & (vas + np.uint64(level.span - 1) >= np.uint64(start))
-                vas, entries, granted = vas[inside], entries[inside], granted[inside]
-            yield level, vas, entries, granted
-            for shape in level.shapes:
-                if not shape.leaf:
-                    chosen = _chosen(shape, entries)
-                    leads_to = entries[chosen] & np.uint64(shape.address)
-                    below.append((vas[chosen], leads_to, granted[chosen] & _granted(shape, entries[chosen])))
+                ends = part.vas + np.uint64(level.span - 1)
+                part = part.at((part.vas <= np.uint64(last)) & (ends >= np.uint64(start)))
+            yield level, part
+            below += [part.tables(shape) for shape in level.shapes if not shape.leaf]
         if not below:
             return
-        bases, tables, rights = (np.concatenate(column) for column in zip(*below, strict=True))
+        tables = _Tables(*(np.concatenate(column) for column in zip(*below, strict=True)))
+        if distinct:
+            tables = tables.at(np.unique(tables.pas, return_index=True)[1])
 
 
 def translate(
@@ -174,23 +220,16 @@ def resolve(
     return pas, sizes
 
 
-def _entries(
-    memory: PhysicalMemory,
-    format: PagingFormat,
-    level: Level,
-    tables: NDArray[np.uint64],
-    bases: NDArray[np.uint64],
-    rights: NDArray[np.uint8],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]:
-    """The entries of these tables that are not zero: addresses, raw values, and their tables' rights."""
-    entries = memory.gather(tables, format.entry_type, level.entries)[0].reshape(-1)
+def _entries(memory: PhysicalMemory, format: PagingFormat, level: Level, tables: _Tables) -> _Entries:
+    """The entries of these tables that are not zero."""
+    entries = memory.gather(tables.pas, format.entry_type, level.entries)[0].reshape(-1)
     used = np.flatnonzero(entries)
     table = used >> level.bits
     index = (used & level.entries - 1).astype(U64)
-    vas = bases[table] + (index << np.uint64(level.shift))
+    vas = tables.vas[table] + (index << np.uint64(level.shift))
     if level is format.levels[0]:
         vas = format.canonical_array(vas)
-    return vas, entries[used].astype(U64, copy=False), rights[table]
+    return _Entries(vas, entries[used].astype(U64, copy=False), tables.rights[table], tables.roots[table])
 
 
 def _chosen(shape: Shape, entries: NDArray[np.uint64]) -> NDArray[np.bool_] | slice:

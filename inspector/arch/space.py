@@ -140,10 +140,6 @@ class AddressSpace:
             self.memory, self.format, self.root, start, end, nonpresent=nonpresent, limit=limit
         )
 
-    def tables(self, start: int = 0, end: int = 1 << 64, *, limit: int = LIMIT) -> NDArray[np.void]:
-        """Every page table of [start, end), as rows of TABLE; see arch.scanner.tables()."""
-        return scanner.tables(self.memory, self.format, self.root, start, end, limit=limit)
-
     def _resolve(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """scanner.resolve(), but neighbours on the same page are looked up once."""
         pages = vas & ~np.uint64(self._page_mask)

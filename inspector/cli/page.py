@@ -14,7 +14,7 @@ from inspector.cli import output
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.guest import Guest
 from inspector.kernel.frames import FrameState
-from inspector.kernel.owners import Owner
+from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.pages import Page
 from inspector.kernel.rmap import Alias
 from inspector.units import Pfn, PhysAddr, format_size, parse_int
@@ -29,8 +29,6 @@ class Frame:
 
     page: Page
     state: FrameState
-    owner: Owner
-    label: str
     aliases: list[Alias]
     page_size: int
     raw: bytes
@@ -69,13 +67,13 @@ def page(pfn: str, verbose: bool, as_json: bool, options: GuestOptions) -> None:
 def read(guest: Guest, pfn: Pfn) -> Frame:
     """Read a frame, the guest standing still. Raises NoSuchFrame."""
     with guest.paused():
-        found = guest.page(pfn)
-        state = FrameState(int(guest.frames()["state"][pfn]))
+        owners = guest.owners()
+        found = guest.page(pfn, owners)
+        state = FrameState(int(owners.rows["state"][pfn]))
         kernel = guest.kernel
         raw = kernel.space.read(found.address, kernel.types.sizeof("page"))
-        owner, label = guest.owners().of(pfn)
         aliases = guest.mapped_by(pfn)
-        return Frame(found, state, owner, label, aliases, kernel.space.format.page_size, raw, True)
+        return Frame(found, state, aliases, kernel.space.format.page_size, raw, True)
 
 
 def as_data(frame: Frame) -> dict[str, Any]:
@@ -87,8 +85,11 @@ def as_data(frame: Frame) -> dict[str, Any]:
         "phys": output.word(frame.phys),
         "page_size_bytes": frame.page_size,
         "state": frame.state.name.lower(),
-        "owner": frame.owner.name.lower(),
-        "owner_label": frame.label or None,
+        "owner": page.owner.name.lower(),
+        "owner_label": page.owner_label or None,
+        "charge": page.charge.name.lower(),
+        "memory_group": page.memory_group or None,
+        "migratetype": page.migratetype,
         "mapped_by": [_alias(alias) for alias in frame.aliases],
         "cache_modes": frame.cache_modes,
         "struct_page": output.word(page.address),
@@ -160,6 +161,16 @@ def _mapped_by(frame: Frame) -> Iterator[RenderableType]:
         )
 
 
+def _charge(page: Page) -> str:
+    match page.charge:
+        case ChargeKind.NONE:
+            return "no memory cgroup"
+        case ChargeKind.OBJECTS:
+            return "each object of the slab on its own"
+        case kind:
+            return f"{page.memory_group or 'a memory cgroup that is gone'}, as {kind.name.lower()} memory"
+
+
 def _dump(raw: bytes) -> Iterator[Text]:
     words = [f"{int.from_bytes(raw[at : at + 8], 'little'):016x}" for at in range(0, len(raw), 8)]
     for row in range(0, len(words), _WORDS_A_LINE):
@@ -172,12 +183,14 @@ def _rows(frame: Frame) -> list[tuple[str, str]]:
     mapcount = f"{page.mapcount}: user page table entries that map this very page"
     if page.mapcount is None:
         mapcount = f"none: the word holds the page type {page.page_type}"
+    label = f": {page.owner_label}" if page.owner_label else ""
     block = f"order {page.order}: {format_size(frame.page_size << page.order)}"
     if page.is_tail:
         block += f", which begins at PFN {page.head} ({page.head:#x})"
     return [
         ("state", f"{frame.state.name.lower().replace('_', ' ')}, {zone}"),
-        ("owner", frame.owner.name.lower().replace("_", " ") + (f": {frame.label}" if frame.label else "")),
+        ("owner", f"{page.owner.name.lower().replace('_', ' ')}{label}"),
+        ("charged to", _charge(page)),
         ("flags", f"{page.flags:#018x}  {' '.join(page.flag_names) or 'none that has a name'}"),
         ("refcount", str(page.refcount)),
         ("mapcount", mapcount),
@@ -185,5 +198,6 @@ def _rows(frame: Frame) -> list[tuple[str, str]]:
         ("index", f"{page.index:#x}"),
         ("private", f"{page.private:#x}"),
         ("block", block),
+        ("pageblock", f"{page.migratetype or 'of no known migratetype'}"),
         ("struct page", f"at {page.address:#x}, {len(frame.raw)} bytes"),
     ]

@@ -71,6 +71,7 @@ def gather(guest: Guest, live: bool = False) -> Report:
         running = guest.running
         with nullcontext() if live else guest.paused():
             cpus = guest.cpus()
+            owners = guest.owners()
             return Report(
                 read_stopped=not live or not running,
                 running=running,
@@ -81,8 +82,8 @@ def gather(guest: Guest, live: bool = False) -> Report:
                 cpu_symbols=[_where(guest, cpu) for cpu in cpus],
                 zones=[zone for zone in guest.zones() if zone.populated],
                 free=guest.buddy(),
-                states=guest.frames()["state"].copy(),
-                owners=guest.owners(),
+                states=owners.rows["state"].copy(),
+                owners=owners,
                 tasks=guest.tasks(),
             )
     finally:

@@ -37,7 +37,6 @@ PCP_PAGE = np.dtype(
 )
 """A free block of 2**order pages that waits on a CPU's own list."""
 
-_PCP_LIMIT = 1 << 18  # pages on one list
 _PCP_ORDERS = 4  # PAGE_ALLOC_COSTLY_ORDER + 1: above them, per-CPU lists hold huge pages only
 
 
@@ -59,15 +58,16 @@ def migratetypes(kernel: Kernel) -> tuple[str, ...]:
     )
 
 
-def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
+def free_blocks(kernel: Kernel, memmap: MemMap, types: NDArray[np.uint32] | None = None) -> NDArray[np.void]:
     """Every block on a buddy free list, by PFN, as FREE_BLOCK rows.
 
-    Blocks are found by their page_type; which list each is on comes from following all lists at once.
+    Blocks are found by their page_type, of which `types` are all from PFN 0 on; which list each is on comes
+    from following all lists at once.
     A CPU that was stopped inside the allocator may hold one block between lists: it is left out.
     Raises CorruptGuest where more blocks than CPUs are on no list.
     """
     lists_ = _free_lists(kernel)
-    pfns = _buddy_pfns(memmap)
+    pfns = _buddy_pfns(memmap, types)
     links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, np.dtype(np.uint64))
     ends = lists.follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
@@ -83,16 +83,25 @@ def free_blocks(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
     return blocks
 
 
-def per_cpu_pages(kernel: Kernel, memmap: MemMap) -> NDArray[np.void]:
-    """Every block on a per-CPU free list, as PCP_PAGE rows. Raises CorruptGuest where a list does not end."""
-    link = kernel.types.offsetof("page", "lru")
-    rows: list[tuple[int, ...]] = []
+def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Every block on a per-CPU free list, as PCP_PAGE rows.
+
+    `unused` are the PFNs that nobody refers to and that are in no free block: those on the lists are among
+    them, and no mark tells them apart.
+    """
+    lists_: list[tuple[int, ...]] = []
+    heads: list[int] = []
     for node, index, zone in _populated(kernel):
         for cpu, pcp in zones.per_cpu_lists(zone):
             for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp)):
-                for at in lists.nodes(kernel, pcp.addr(f"lists[{slot}]"), _PCP_LIMIT):
-                    rows.append((memmap.pfn(VirtAddr(at - link)), order, migratetype, node, index, cpu))
-    return np.array(rows, dtype=PCP_PAGE)
+                lists_.append((0, order, migratetype, node, index, cpu))
+                heads.append(pcp.addr(f"lists[{slot}]"))
+    links = memmap.addresses(unused) + np.uint64(kernel.types.offsetof("page", "lru"))
+    following, _ = kernel.space.gather(links, np.dtype(np.uint64))
+    ends = lists.follow(links, following, np.array(heads, np.uint64))
+    rows = np.array(lists_, PCP_PAGE)[ends[ends >= 0]]
+    rows["pfn"] = unused[ends >= 0]
+    return rows
 
 
 def counts(blocks: NDArray[np.void], zone: zones.Zone, migratetype_count: int) -> NDArray[np.int64]:
@@ -104,9 +113,12 @@ def counts(blocks: NDArray[np.void], zone: zones.Zone, migratetype_count: int) -
 
 
 def _populated(kernel: Kernel) -> Iterator[tuple[int, int, StructView]]:
-    for zone in zones.zones(kernel):
-        if zone.populated:
-            yield zone.node, zone.index, kernel.view("zone", zone.address)
+    """The zones that have memory, by node and index (C: for_each_populated_zone)."""
+    for node in zones.nodes(kernel):
+        for index in range(kernel.types.enum("zone_type")["__MAX_NR_ZONES"]):
+            zone = node.at(f"node_zones[{index}]")
+            if zone.int("present_pages"):
+                yield zones.node_id(node), index, zone
 
 
 def _migratetype_count(kernel: Kernel) -> int:
@@ -122,9 +134,11 @@ def _free_lists(kernel: Kernel) -> list[_FreeList]:
     ]
 
 
-def _buddy_pfns(memmap: MemMap) -> NDArray[np.uint64]:
+def _buddy_pfns(memmap: MemMap, types: NDArray[np.uint32] | None) -> NDArray[np.uint64]:
     # ~PG_buddy up to 6.11; PGTY_buddy << 24 since 4ffca5a96678 (6.12): VMCOREINFO has either under one name.
     mark = np.uint32(memmap.kernel.vmcoreinfo.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF)
+    if types is not None:
+        return np.flatnonzero(types == mark).astype(np.uint64)
     found = [
         np.flatnonzero(memmap.column(first, end, "page_type", "<u4") == mark).astype(np.uint64)
         + np.uint64(first)

@@ -1,4 +1,4 @@
-"""Many kernel objects at once: their members as columns, red-black trees level by level, frames of ranges."""
+"""Many kernel objects at once: members as columns, red-black trees level by level, frames of ranges."""
 
 from __future__ import annotations
 
@@ -91,39 +91,43 @@ def tree_nodes(kernel: Kernel, roots: NDArray[np.uint64], limit: int = _MAX_NODE
 
 
 def mapped_frames(kernel: Kernel, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> NDArray[np.void]:
-    """The frames that the kernel's page tables map in the ranges [start, end), as RANGE_FRAME rows by va.
-
-    Ranges must not overlap. Large pages count as the small ones that they hold; a page that a range covers
-    only in part belongs to it.
-    """
+    """frames_in() of what the kernel's page tables map in these ranges, read for the question."""
     if not len(starts):
         return np.empty(0, RANGE_FRAME)
+    leaves = kernel.space.scan(int(starts.min()) & -kernel.space.format.page_size, int(ends.max()))
+    return frames_in(kernel, leaves, starts, ends)
+
+
+def frames_in(
+    kernel: Kernel, leaves: NDArray[np.void], starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+) -> NDArray[np.void]:
+    """The frames that these leaf mappings (arch.MAPPING, arch.LEAF) show in the ranges [start, end).
+
+    RANGE_FRAME rows in the mappings' order. Ranges must not overlap. Large pages count as the small ones that
+    they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest where they are over
+    128 GiB.
+    """
     order = np.argsort(starts, kind="stable")
     first, last = starts[order], ends[order]
     page = kernel.space.format.page_size
-    mappings = kernel.space.scan(int(first[0]) & -page, int(last.max()))
-    counts = mappings["size"].astype(np.int64) // page
-    if counts.sum() > _MAX_FRAMES:
-        mappings, counts = _clipped(mappings, counts, first, last)
+
+    def place(vas: NDArray[np.uint64], size: NDArray[np.uint64] | np.uint64) -> NDArray[np.int64]:
+        # Of all ranges, only the one that begins last before the page's end can hold some of the page.
+        places = np.searchsorted(first, vas + (size - np.uint64(1)), "right") - 1
+        return np.where((places >= 0) & (last[np.maximum(places, 0)] > vas), places, -1)
+
+    if not len(starts):
+        return np.empty(0, RANGE_FRAME)
+    leaves = leaves[place(leaves["va"], leaves["size"]) >= 0]
+    counts = leaves["size"].astype(np.int64) // page
     total = int(counts.sum())
-    inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
-    vas = np.repeat(mappings["va"], counts) + inside * np.uint64(page)
-    pfns = np.repeat(mappings["pa"] // np.uint64(page), counts) + inside
-    # The range that begins last before the page's end is the only one that can hold its beginning or more.
-    place = np.searchsorted(first, vas + np.uint64(page - 1), "right") - 1
-    chosen = (place >= 0) & (last[np.maximum(place, 0)] > vas)
-    rows = np.empty(int(chosen.sum()), RANGE_FRAME)
-    rows["pfn"], rows["va"], rows["index"] = pfns[chosen], vas[chosen], order[place[chosen]]
-    return rows
-
-
-def _clipped(
-    mappings: NDArray[np.void], counts: NDArray[np.int64], first: NDArray[np.uint64], last: NDArray[np.uint64]
-) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Only the mappings that meet a range. Raises CorruptGuest where even they are too many."""
-    ends = mappings["va"] + (mappings["size"] - np.uint64(1))
-    place = np.searchsorted(first, ends, "right") - 1
-    kept = (place >= 0) & (last[np.maximum(place, 0)] > mappings["va"])
-    if counts[kept].sum() > _MAX_FRAMES:
+    if total > _MAX_FRAMES:
         raise CorruptGuest(f"kernel page tables map over {_MAX_FRAMES} pages in {len(first)} ranges")
-    return mappings[kept], counts[kept]
+    inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
+    vas = np.repeat(leaves["va"], counts) + inside * np.uint64(page)
+    places = place(vas, np.uint64(page))
+    chosen = places >= 0
+    rows = np.empty(int(chosen.sum()), RANGE_FRAME)
+    rows["pfn"] = (np.repeat(leaves["pa"] // np.uint64(page), counts) + inside)[chosen]
+    rows["va"], rows["index"] = vas[chosen], order[places[chosen]]
+    return rows

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inspector.errors import KernelError
 from inspector.symbols import Kernel, StructView
 from inspector.units import PhysAddr, VirtAddr
@@ -22,6 +25,11 @@ def page_table_isolation(kernel: Kernel) -> bool:
 def user_root(kernel: Kernel, root: PhysAddr) -> PhysAddr | None:
     """The root that the MMU uses in user mode for an mm with this kernel root; None where they are one."""
     return PhysAddr(root | _PTI_USER) if page_table_isolation(kernel) else None
+
+
+def user_roots(kernel: Kernel, roots: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """user_root() of many; none at all where user mode has no roots of its own."""
+    return roots | np.uint64(_PTI_USER) if page_table_isolation(kernel) else np.empty(0, np.uint64)
 
 
 def root_kind(kernel: Kernel, root: PhysAddr) -> str:

@@ -1,7 +1,8 @@
-"""Every page frame at once: a row a PFN, read in bulk from mem_map and the free lists."""
+"""What struct pages and free lists say of every page frame, read in bulk."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest
 from inspector.kernel import buddy
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.pages import cleared_types, flag_bits, flags_path
+from inspector.kernel.pageflags import PageTypes, flag_bits, flags_path
 from inspector.symbols import Kernel
 
 
@@ -28,96 +29,113 @@ class FrameState(IntEnum):
     KERNEL = 8  # allocated, and not marked as any of these
 
 
-FRAME = np.dtype(
-    [
-        ("pfn", np.uint64),
-        ("flags", np.uint64),
-        ("refcount", np.int32),
-        ("mapcount", np.int32),
-        ("state", np.uint8),
-        ("order", np.uint8),
-        ("migratetype", np.uint8),
-    ]
-)
-"""`order` and `migratetype` are the free block's that holds the frame; 0 and NO_MIGRATETYPE elsewhere.
-`mapcount` is -1 where the word holds a page type."""
-
 NO_MIGRATETYPE = 0xFF
+"""The migratetype of a frame that is not free."""
+
 _MAPPING_ANON = 1
+_UNKNOWN = 0xFF
 _WIDEST = 48  # an order that no memory has
 
 
-def frames(kernel: Kernel) -> NDArray[np.void]:
-    """One FRAME row a PFN from 0 to the last that has a struct page; holes have state HOLE and zeros."""
-    memmap = MemMap(kernel)
-    rows = np.zeros(memmap.end, FRAME)
-    rows["pfn"] = np.arange(memmap.end, dtype=np.uint64)
-    rows["migratetype"] = NO_MIGRATETYPE
-    classify = _Classifier(kernel)
+@dataclass(slots=True)
+class Frames:
+    """Every struct page as columns, a place a PFN from 0 on; holes have state HOLE and zeros.
+
+    `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
+    NO_MIGRATETYPE elsewhere. `word` is _mapcount, which page types share. `used` are the PFNs that are
+    neither holes nor free, in order: `mapping` and `head`, the first PFN of the compound page (the PFN itself
+    where there is none), are theirs alone, a place each.
+    """
+
+    flags: NDArray[np.uint64]
+    refcount: NDArray[np.int32]
+    word: NDArray[np.uint32]
+    state: NDArray[np.uint8]
+    order: NDArray[np.uint8]
+    migratetype: NDArray[np.uint8]
+    used: NDArray[np.int64]
+    mapping: NDArray[np.uint64]
+    head: NDArray[np.int64]
+
+
+def frames(kernel: Kernel, memmap: MemMap | None = None) -> Frames:
+    """Read mem_map and the free lists. Raises CorruptGuest."""
+    memmap = memmap or MemMap(kernel)
+    count, path = memmap.end, flags_path(kernel)
+    flags, refcount = np.zeros(count, np.uint64), np.zeros(count, np.int32)
+    word, state = np.zeros(count, np.uint32), np.zeros(count, np.uint8)
     for first, end in memmap.parts():
-        structs, part = memmap.structs(first, end), rows[first:end]
-        word = memmap.member(structs, "page_type", "<u4").copy()
-        part["flags"] = flags = memmap.member(structs, flags_path(kernel), "<u8").copy()
-        part["refcount"] = memmap.member(structs, "_refcount.counter", "<i4")
-        typed = (word >= np.uint32(0x80000000)) & (word != np.uint32(0xFFFFFFFF))
-        part["mapcount"] = np.where(typed, -1, word.view(np.int32) + 1)
-        part["state"] = classify(flags, word, memmap.member(structs, "mapping", "<u8"))
-        # A compound page's tails are what its head is; heads come first, so theirs is known.
-        heads = memmap.heads(first, end, structs)
-        tails = np.flatnonzero(heads < np.arange(first, end))
-        rows["state"][tails + first] = rows["state"][heads[tails]]
-        part["state"][classify.has(flags, "reserved")] = FrameState.RESERVED
-    _mark(rows, buddy.free_blocks(kernel, memmap), FrameState.FREE)
-    _mark(rows, buddy.per_cpu_pages(kernel, memmap), FrameState.PER_CPU)
-    return rows
+        structs = memmap.structs(first, end)
+        flags[first:end] = memmap.member(structs, path, "<u8")
+        refcount[first:end] = memmap.member(structs, "_refcount.counter", "<i4")
+        word[first:end] = memmap.member(structs, "page_type", "<u4")
+        state[first:end] = _UNKNOWN
+    order, migratetype = np.zeros(count, np.uint8), np.full(count, NO_MIGRATETYPE, np.uint8)
+
+    def mark(blocks: NDArray[np.void], kind: FrameState) -> None:
+        _spread(state, blocks, np.full(len(blocks), kind, np.uint8))
+        _spread(order, blocks, blocks["order"])
+        _spread(migratetype, blocks, blocks["migratetype"])
+
+    mark(buddy.free_blocks(kernel, memmap, word), FrameState.FREE)
+    unused = np.flatnonzero((refcount == 0) & (state == _UNKNOWN)).astype(np.uint64)
+    mark(buddy.per_cpu_pages(kernel, memmap, unused), FrameState.PER_CPU)
+    used = np.flatnonzero(state == _UNKNOWN)
+    mapping, head = _mappings_and_heads(memmap, used)
+    state[used] = _states(kernel, flags[used], word[used], mapping)
+    # A compound page's tails are what its head is.
+    tails = (head != used) & (state[head] > FrameState.PER_CPU)
+    state[used[tails]] = state[head[tails]]
+    state[used[flags[used] & np.uint64(1 << flag_bits(kernel)["reserved"]) != 0]] = FrameState.RESERVED
+    return Frames(flags, refcount, word, state, order, migratetype, used, mapping, head)
 
 
-class _Classifier:
-    """The state that struct pages tell by themselves, many at a time."""
+def _spread(column: NDArray[np.uint8], blocks: NDArray[np.void], values: NDArray[np.uint8]) -> None:
+    """Write each block's value into the places of its 2**order frames. Raises CorruptGuest."""
+    for order in np.unique(blocks["order"]).tolist():
+        chosen = blocks["order"] == order
+        pfns = blocks["pfn"][chosen]
+        size = 1 << min(order, _WIDEST)
+        lost = np.flatnonzero((pfns & np.uint64(size - 1) != 0) | (pfns + np.uint64(size) > len(column)))
+        if lost.size:
+            where = f"PFN {int(pfns[lost[0]]):#x}"
+            raise CorruptGuest(
+                f"a free block of order {order} cannot be at {where}: see its alignment and end"
+            )
+        whole = column[: len(column) // size * size].reshape(-1, size)
+        whole[pfns // np.uint64(size)] = values[chosen, None]
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._bits = flag_bits(kernel)
-        types = kernel.types.enum("pagetype") if kernel.types.has("pagetype") else {}
-        # 46df8e73a4a3 (6.10) made slab a page type; 4ffca5a96678 (6.12) made a type the word's top byte.
-        self._types = types if "PGTY_slab" in types else None
-        self._table_bit = 0 if self._types else cleared_types(kernel)["table"]
 
-    def __call__(
-        self, flags: NDArray[np.uint64], word: NDArray[np.uint32], mapping: NDArray[np.uint64]
-    ) -> NDArray[np.uint8]:
-        if self._types:
-            kind = word >> np.uint32(24)
-            slab, table = kind == self._types["PGTY_slab"], kind == self._types["PGTY_table"]
-        else:
-            slab = self.has(flags, "slab")
-            typed = (word >= np.uint32(0xF0000000)) & (word != np.uint32(0xFFFFFFFF))
-            table = typed & (word & np.uint32(self._table_bit) == 0)
-        states = np.full(flags.size, FrameState.KERNEL, np.uint8)
-        states[(mapping != 0) & self.has(flags, "lru", "uptodate")] = FrameState.FILE
-        states[(mapping & np.uint64(_MAPPING_ANON)) != 0] = FrameState.ANON
-        states[table] = FrameState.PAGE_TABLE
-        states[slab] = FrameState.SLAB
-        return states
+def _mappings_and_heads(
+    memmap: MemMap, used: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """page->mapping and the compound page's first PFN of these frames."""
+    mapping, head = np.empty(len(used), np.uint64), np.empty(len(used), np.int64)
+    for first, end in memmap.parts():
+        low, high = np.searchsorted(used, (first, end))
+        here = used[low:high]
+        structs = memmap.structs(first, end)[here - first]
+        mapping[low:high] = memmap.member(structs, "mapping", "<u8")
+        head[low:high] = memmap.heads_of(here, structs)
+    return mapping, head
 
-    def has(self, flags: NDArray[np.uint64], *names: str) -> NDArray[np.bool_]:
-        """Where any of these flags is set."""
-        mask = sum(1 << self._bits[name] for name in names if name in self._bits)
+
+def _states(
+    kernel: Kernel, flags: NDArray[np.uint64], word: NDArray[np.uint32], mapping: NDArray[np.uint64]
+) -> NDArray[np.uint8]:
+    """The FrameState that struct pages tell by themselves."""
+    bits, types = flag_bits(kernel), PageTypes(kernel)
+    kind = types.kinds(word)
+
+    def flagged(*names: str) -> NDArray[np.bool_]:
+        mask = sum(1 << bits[name] for name in names if name in bits)
         return np.asarray((flags & np.uint64(mask)) != 0)
 
-
-def _mark(rows: NDArray[np.void], blocks: NDArray[np.void], state: FrameState) -> None:
-    """Write the state, order and migratetype of each block into all of its frames. Raises CorruptGuest."""
-    if not blocks.size:
-        return
-    sizes = np.left_shift(1, np.minimum(blocks["order"], _WIDEST).astype(np.int64))
-    outside = np.flatnonzero(blocks["pfn"].astype(np.int64) + sizes > len(rows))
-    if outside.size:
-        block = blocks[outside[0]]
-        raise CorruptGuest(
-            f"a free block of order {block['order']} at PFN {block['pfn']:#x} ends past memory"
-        )
-    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    pfns = np.repeat(blocks["pfn"].astype(np.int64), sizes) + inside
-    rows["state"][pfns] = state
-    rows["order"][pfns] = np.repeat(blocks["order"], sizes)
-    rows["migratetype"][pfns] = np.repeat(blocks["migratetype"], sizes)
+    states = np.full(len(flags), FrameState.KERNEL, np.uint8)
+    states[(mapping != 0) & flagged("lru", "uptodate")] = FrameState.FILE
+    states[(mapping & np.uint64(_MAPPING_ANON)) != 0] = FrameState.ANON
+    states[kind == types.names.index("table")] = FrameState.PAGE_TABLE
+    # 46df8e73a4a3 (6.10) made slab a page type.
+    slab = kind == types.names.index("slab") if "slab" in types.names else flagged("slab")
+    states[slab] = FrameState.SLAB
+    return states

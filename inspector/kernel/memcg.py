@@ -13,12 +13,12 @@ from inspector.errors import CorruptGuest
 from inspector.kernel import lists
 from inspector.kernel.bulk import columns
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.pageflags import PageTypes
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr, printable
 
 _OBJEXTS, _KMEM = 1 << 0, 1 << 1  # enum page_memcg_data_flags
 _POINTER = ~0x7  # OBJEXTS_FLAGS_MASK and what it was before
-_NO_TYPE, _TYPE_BASE, _PG_KMEMCG = 0xFFFFFFFF, 0xF0000000, 0x200  # include/linux/page-flags.h, 5.10
 _MAX_GROUPS = 1 << 18
 _MAX_DEPTH = 256
 _MAX_NAME = 256
@@ -107,15 +107,28 @@ def charges(
     return rows
 
 
+def charge(kernel: Kernel, page: StructView) -> tuple[str, ChargeKind]:
+    """What one struct page, no tail, is charged to: the cgroup's path and how; as charges() tells it."""
+    path = _path(kernel)
+    word = page.ptr(path) if path else 0
+    if not word:
+        return "", ChargeKind.NONE
+    groups = memory_groups(kernel)
+    inodes, kinds = _resolve(kernel, np.array([word], np.uint64), groups)
+    kind = ChargeKind(int(kinds[0]))
+    if path == "mem_cgroup" and PageTypes(kernel).name(page.int("page_type") & 0xFFFFFFFF) == "kmemcg":
+        kind = ChargeKind.KERNEL
+    return next((group.path for group in groups if group.online and group.inode == inodes[0]), ""), kind
+
+
 def _mark_kernel_pages(memmap: MemMap, rows: NDArray[np.void], heads: NDArray[np.int64]) -> None:
     """Before 18b2db3b0385 (5.11) it was a page type, PG_kmemcg, that told the kernel's own memory."""
-    words = np.full(memmap.end, _NO_TYPE, np.uint32)
+    words = np.zeros(memmap.end, np.uint32)
     for first, end in memmap.runs:
         words[first:end] = memmap.column(first, end, "page_type", "<u4")
-    words = words[heads]
-    typed = (words & np.uint32(_TYPE_BASE)) == np.uint32(_TYPE_BASE)
-    marked = typed & (words & np.uint32(_PG_KMEMCG) == 0) & (rows["kind"] == ChargeKind.USER)
-    rows["kind"][marked] = ChargeKind.KERNEL
+    types = PageTypes(memmap.kernel)
+    marked = types.kinds(words[heads]) == types.names.index("kmemcg")
+    rows["kind"][marked & (rows["kind"] == ChargeKind.USER)] = ChargeKind.KERNEL
 
 
 def _resolve(

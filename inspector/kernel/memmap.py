@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -11,10 +13,10 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat, CorruptGuest, NoSuchFrame
 from inspector.symbols import Kernel, StructView
-from inspector.units import Pfn, VirtAddr
+from inspector.units import Pfn, PhysAddr, VirtAddr
 
 _HAS_MEM_MAP = 1 << 1  # SECTION_HAS_MEM_MAP
-_PART = 1 << 15  # PFNs: 2 MiB of struct pages
+_PART = 1 << 14  # PFNs: 1 MiB of struct pages
 _MAX_SECTIONS = 1 << 20
 _TAIL = np.uint64(1)  # of a tail page's compound_head or compound_info
 _LOWEST_MASK = np.uint64(0xFFFF_FFFF_C000_0000)  # no struct page lies so high, and no folio is so wide
@@ -40,7 +42,7 @@ class MemMap:
     @cached_property
     def runs(self) -> tuple[tuple[Pfn, Pfn], ...]:
         """Runs of PFNs with a struct page: (first, end exclusive), in order; between them lie holes."""
-        present = np.flatnonzero(self._present_sections())
+        present = np.flatnonzero(self.sections("section_mem_map") & np.uint64(_HAS_MEM_MAP))
         if not present.size:
             raise CorruptGuest("no memory section is present: mem_section is not set up or not readable")
         last = self.kernel.memory.blocks[-1]
@@ -86,7 +88,14 @@ class MemMap:
 
     def structs(self, first: Pfn, end: Pfn) -> NDArray[np.uint8]:
         """The bytes of the struct pages from `first` to `end` exclusive, a row each; a copy if need be."""
-        raw = self.kernel.space.array(self.address(first), (end - first) * self.struct_size)
+        size = (end - first) * self.struct_size
+        start = self.address(first) if end > first else self.base
+        place = bisect_right(self._extents, (start, math.inf, 0)) - 1
+        if place >= 0 and start + size <= self._extents[place][1]:
+            va, _, pa = self._extents[place]
+            raw = self.kernel.memory.array(PhysAddr(pa + start - va), size)
+        else:
+            raw = self.kernel.space.array(VirtAddr(start), size)
         return raw.reshape(end - first, self.struct_size)
 
     def member(self, structs: NDArray[np.uint8], path: str, dtype: str) -> NDArray[Any]:
@@ -101,15 +110,17 @@ class MemMap:
         """One member of the struct pages from `first` to `end` exclusive."""
         return self.member(self.structs(first, end), path, dtype)
 
-    def heads(self, first: Pfn, end: Pfn, structs: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
-        """For each PFN from `first` to `end` exclusive its compound page's first; itself if it is no tail.
+    def heads(self, first: Pfn, end: Pfn) -> NDArray[np.int64]:
+        """For each PFN from `first` to `end` exclusive its compound page's first; itself if it is no tail."""
+        return self.heads_of(np.arange(first, end), self.structs(first, end))
+
+    def heads_of(self, pfns: NDArray[np.int64], structs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The same for any PFNs, given the bytes of their struct pages, a row each.
 
         A head that would lie outside of all memory is corrupt: the tail is then taken for a page of its own.
         """
-        words = self.member(
-            self.structs(first, end) if structs is None else structs, self._compound_word, "<u8"
-        )
-        pfns = np.arange(first, end, dtype=np.int64)
+        words = self.member(structs, self._compound_word, "<u8")
+        heads = pfns.copy()
         tails = np.flatnonzero(words & _TAIL)
         info = words[tails] & ~_TAIL
         own = self.addresses(pfns[tails].astype(np.uint64))
@@ -117,8 +128,8 @@ class MemMap:
             self.struct_size
         )
         inside = at < self.end
-        pfns[tails[inside]] = at[inside].astype(np.int64)
-        return pfns
+        heads[tails[inside]] = at[inside].astype(np.int64)
+        return heads
 
     @cached_property
     def _compound_word(self) -> str:
@@ -130,14 +141,27 @@ class MemMap:
         """
         return "compound_info" if self.kernel.types.has("page", "compound_info") else "compound_head"
 
+    @cached_property
+    def _extents(self) -> list[tuple[int, float, int]]:
+        """Physically contiguous stretches of the array: (virtual start, end exclusive, physical start)."""
+        leaves = self.kernel.space.scan(
+            self.address(self.runs[0][0]), self.base + self.end * self.struct_size
+        )
+        if not len(leaves):
+            return []
+        vas, pas, ends = leaves["va"], leaves["pa"], leaves["va"] + leaves["size"]
+        breaks = np.flatnonzero((vas[1:] != ends[:-1]) | (pas[1:] != pas[:-1] + leaves["size"][:-1]))
+        firsts, lasts = np.concatenate(([0], breaks + 1)), np.concatenate((breaks, [len(leaves) - 1]))
+        return list(zip(vas[firsts].tolist(), ends[lasts].tolist(), pas[firsts].tolist(), strict=True))
+
     def view(self, pfn: Pfn) -> StructView:
         """A PFN's struct page. Raises NoSuchFrame."""
         return self.kernel.view("page", self.address(pfn))
 
-    def _present_sections(self) -> NDArray[np.bool_]:
-        """SECTION_HAS_MEM_MAP of each section; mem_section points to pages full of sections."""
+    def sections(self, member: str) -> NDArray[np.uint64]:
+        """A pointer-wide member of every struct mem_section, by number: they lie in pages of their own."""
         kernel = self.kernel
-        size = kernel.types.sizeof("mem_section")
+        size, offset = kernel.types.sizeof("mem_section"), kernel.types.offsetof("mem_section", member)
         per_root = self.page_size // size
         roots_at = VirtAddr(kernel.word("mem_section"))
         roots_count = kernel.vmcoreinfo.length("mem_section")
@@ -145,10 +169,9 @@ class MemMap:
             raise CorruptGuest(f"mem_section has {roots_count} roots")
         roots = kernel.space.array(roots_at, roots_count * kernel.pointer_size).view(np.uint64)
         used = np.flatnonzero(roots)
-        present = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), dtype=np.bool_)
-        at = kernel.types.offsetof("mem_section", "section_mem_map")
+        found = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), np.uint64)
         for root in used:
             page = kernel.space.array(VirtAddr(int(roots[root])), per_root * size)
-            maps = np.ascontiguousarray(page.reshape(per_root, size)[:, at : at + 8]).view(np.uint64)[:, 0]
-            present[root] = (maps & _HAS_MEM_MAP) != 0
-        return present.ravel()
+            members = page.reshape(per_root, size)[:, offset : offset + kernel.pointer_size]
+            found[root] = np.ascontiguousarray(members).view(np.uint64)[:, 0]
+        return found.ravel()

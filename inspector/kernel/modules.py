@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists
-from inspector.kernel.bulk import mapped_frames
+from inspector.kernel.bulk import frames_in, mapped_frames
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr, printable
 
@@ -81,8 +81,13 @@ def modules(kernel: Kernel) -> list[Module]:
     ]
 
 
-def module_frames(kernel: Kernel, loaded: list[Module]) -> NDArray[np.void]:
-    """The frames of modules' memory, as bulk.RANGE_FRAME rows; `index` is the module's place in `loaded`."""
+def module_frames(
+    kernel: Kernel, loaded: list[Module], leaves: NDArray[np.void] | None = None
+) -> NDArray[np.void]:
+    """The frames of modules' memory, as bulk.RANGE_FRAME rows; `index` is the module's place in `loaded`.
+
+    `leaves` are the kernel's leaf mappings, where they have been read.
+    """
     page = np.uint64(kernel.space.format.page_size - 1)
     owners = np.array([i for i, module in enumerate(loaded) for part in module.parts], np.uint32)
     parts = [part for module in loaded for part in module.parts]
@@ -90,7 +95,7 @@ def module_frames(kernel: Kernel, loaded: list[Module]) -> NDArray[np.void]:
     ends = np.array([part.start for part in parts], np.uint64) + np.array(
         [part.size for part in parts], np.uint64
     )
-    rows = mapped_frames(kernel, starts, ends)
+    rows = mapped_frames(kernel, starts, ends) if leaves is None else frames_in(kernel, leaves, starts, ends)
     rows["index"] = owners[rows["index"]]
     return rows
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from inspector.errors import CorruptGuest
-from inspector.symbols import StructView
+from inspector.kernel import lists
+from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
 _MAX_PARTS = 4096  # of a path: PATH_MAX bytes hold no more
 _MAX_NAME = 4096
+_MAX_MOUNTS = 1 << 16
 
 
 def file_path(file: StructView) -> str:
@@ -22,6 +26,33 @@ def file_path(file: StructView) -> str:
     if pseudo is not None:
         return pseudo
     return _walk_up(dentry, mount) + (" (deleted)" if _unlinked(dentry) else "")
+
+
+def mount_path(kernel: Kernel, superblock: StructView) -> str | None:
+    """Where a file system's root is mounted, the first of several places; None where it is nowhere.
+
+    Raises CorruptGuest as file_path() does.
+    """
+    root = superblock.deref("s_root")
+    for mount in _mounts(kernel, superblock):
+        inside = mount.deref("mnt.mnt_root")
+        if root is not None and inside is not None and inside.address == root.address:
+            return _walk_up(root, mount.at("mnt"))
+    return None
+
+
+def _mounts(kernel: Kernel, superblock: StructView) -> Iterator[StructView]:
+    if not kernel.types.has("mount", "mnt_next_for_sb"):
+        yield from lists.entries(kernel, superblock.addr("s_mounts"), "mount", "mnt_instance", _MAX_MOUNTS)
+        return
+    # 2f7b98d2a0ca (6.18) made the list a chain of pointers.
+    mount = superblock.deref("s_mounts")
+    for _ in range(_MAX_MOUNTS):
+        if mount is None:
+            return
+        yield mount
+        mount = mount.deref("mnt_next_for_sb")
+    raise CorruptGuest(f"the mounts of the superblock at {superblock.address:#x} do not end")
 
 
 def _name(dentry: StructView) -> str:

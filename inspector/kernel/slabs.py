@@ -14,7 +14,7 @@ from inspector.kernel import lists
 from inspector.kernel.bulk import MAX_SPAN
 from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.pages import flag_bits, flags_path
+from inspector.kernel.pageflags import flag_bits, flags_path
 from inspector.symbols import Kernel
 from inspector.units import Pfn, VirtAddr, printable
 
@@ -286,14 +286,25 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
     ]
 
 
-def slab_pages(kernel: Kernel, memmap: MemMap, caches: Caches | None = None) -> NDArray[np.void]:
-    """Every slab in memory, by PFN, as SLAB rows: found by its struct page, on a list or not."""
-    return _read(kernel, memmap, caches or Caches(kernel))[0]
+def slab_pages(
+    kernel: Kernel,
+    memmap: MemMap,
+    caches: Caches | None = None,
+    pfns: NDArray[np.int64] | None = None,
+) -> NDArray[np.void]:
+    """Every slab in memory, by PFN, as SLAB rows: found by its struct page, on a list or not.
+
+    `pfns` are slabs' first pages, where they are known.
+    """
+    return _read(kernel, memmap, caches or Caches(kernel), pfns)[0]
 
 
-def _read(kernel: Kernel, memmap: MemMap, caches: Caches) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+def _read(
+    kernel: Kernel, memmap: MemMap, caches: Caches, pfns: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
     """The SLAB rows, and where the list pointer of each points (C: slab->slab_list.next)."""
-    pfns, raw = _slab_structs(kernel, memmap)
+    pfns = _slab_pfns(kernel, memmap) if pfns is None else pfns
+    raw = _structs(memmap, pfns)
     kind = _slab_type(kernel)
 
     def column(path: str) -> NDArray[np.uint64]:
@@ -324,15 +335,20 @@ def _slab_type(kernel: Kernel) -> str:
     return "slab" if kernel.types.has("slab") else "page"
 
 
-def _slab_structs(kernel: Kernel, memmap: MemMap) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """The PFN of every slab's first page, and the bytes of its struct page."""
-    pfns, structs = [], []
+def _slab_pfns(kernel: Kernel, memmap: MemMap) -> NDArray[np.int64]:
+    """The PFN of every slab's first page."""
+    return np.concatenate(
+        [np.flatnonzero(_marked(kernel, memmap, first, end)) + first for first, end in memmap.runs]
+    )
+
+
+def _structs(memmap: MemMap, pfns: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The bytes of these struct pages, a row each."""
+    parts = []
     for first, end in memmap.runs:
-        found = np.flatnonzero(_marked(kernel, memmap, first, end))
-        raw = kernel.space.array(memmap.address(first), (end - first) * memmap.struct_size)
-        pfns.append(found.astype(np.uint64) + np.uint64(first))
-        structs.append(raw.reshape(end - first, memmap.struct_size)[found])
-    return np.concatenate(pfns), np.concatenate(structs)
+        low, high = np.searchsorted(pfns, (first, end))
+        parts.append(memmap.structs(first, end)[pfns[low:high] - first])
+    return np.concatenate(parts)
 
 
 def _marked(kernel: Kernel, memmap: MemMap, first: Pfn, end: Pfn) -> NDArray[np.bool_]:

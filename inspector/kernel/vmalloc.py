@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import ksyms
-from inspector.kernel.bulk import columns, mapped_frames, tree_nodes, words
+from inspector.kernel.bulk import columns, frames_in, mapped_frames, tree_nodes, words
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import modules
 from inspector.kernel.zones import zones
@@ -124,12 +124,17 @@ def flag_names(flags: int) -> tuple[str, ...]:
     return tuple(name for name, bit in VM_FLAGS.items() if flags & bit)
 
 
-def area_frames(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:
+def area_frames(
+    kernel: Kernel, rows: NDArray[np.void], leaves: NDArray[np.void] | None = None
+) -> NDArray[np.void]:
     """The frames that the page tables map in the areas, as bulk.RANGE_FRAME rows; `index` is the row's.
 
-    Device memory behind an ioremap() is there too: its frames may have no struct page.
+    Device memory behind an ioremap() is there too: its frames may have no struct page. `leaves` are the
+    kernel's leaf mappings, where they have been read.
     """
-    return mapped_frames(kernel, rows["start"], rows["end"])
+    if leaves is None:
+        return mapped_frames(kernel, rows["start"], rows["end"])
+    return frames_in(kernel, leaves, rows["start"], rows["end"])
 
 
 def area_pages(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:

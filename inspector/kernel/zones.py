@@ -93,13 +93,14 @@ def zones(kernel: Kernel) -> list[Zone]:
     Raises CorruptGuest.
     """
     return [
-        _zone(_number(node), index, node.at(f"node_zones[{index}]"))
+        _zone(node_id(node), index, node.at(f"node_zones[{index}]"))
         for node in nodes(kernel)
         for index in range(kernel.types.enum("zone_type")["__MAX_NR_ZONES"])
     ]
 
 
-def _number(node: StructView) -> int:
+def node_id(node: StructView) -> int:
+    """A struct pglist_data's number. Raises CorruptGuest where no node can have it."""
     number = node.int("node_id")
     if not 0 <= number < _MAX_NODES:
         raise CorruptGuest(f"the node at {node.address:#x} has number {number}")

@@ -64,6 +64,7 @@ class SymbolTable:
         self.arrays = arrays
         self.offset = offset
         self._names = arrays.names.data
+        self._asked: dict[bytes, list[int]] = {}  # the readers ask for the same few names over and over
 
     @classmethod
     def of(cls, symbols: Iterable[Symbol], floor: int = 0, offset: int = 0) -> SymbolTable:
@@ -154,13 +155,15 @@ class SymbolTable:
         return low
 
     def _rows(self, name: bytes) -> list[int]:
+        if (known := self._asked.get(name)) is not None:
+            return known
         rows: list[int] = []
         for position in range(self._bisect(name), len(self)):
             row = int(self.arrays.by_name[position])
             if self._name(row) != name:
                 break
             rows.append(row)
-        return sorted(rows)
+        return self._asked.setdefault(name, sorted(rows))
 
     def _missing(self, name: str) -> str:
         near = self.complete(name, 3)

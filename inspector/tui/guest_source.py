@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inspector.arch import Right
 from inspector.errors import InspectorError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
-from inspector.kernel.frames import FrameState
+from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.owners import Owner
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task
@@ -178,7 +178,6 @@ class GuestSource:
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
             contents = self._contents(pfn)
             aliases = self._aliases(pfn)
-            charge = readers.charge(self._guest, pfn)
             recent = self._frames.recent()
             if not pfn < len(recent.counts):
                 raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
@@ -191,7 +190,7 @@ class GuestSource:
             owner=owner,
             label=label,
             owned=int(recent.match(owner, label).sum()) if label else 0,
-            charge=charge,
+            charge=readers.charge(page),
             objects=objects,
             raw=raw,
             contents=contents,
@@ -255,7 +254,8 @@ class GuestSource:
 
     def _read_usage(self) -> NDArray[np.int64]:
         """Frames by FrameState: what struct page alone says takes a fraction of the time."""
-        return np.bincount(self._guest.frames()["state"], minlength=len(FrameState))
+        with self._guest.still():
+            return np.bincount(frames(self._guest.kernel).state, minlength=len(FrameState))
 
     def _cache(self, frames: Frames, pfn: Pfn) -> SlabCache | None:
         """The slab cache that a frame is of."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from inspector.arch import translate
 from inspector.errors import CorruptGuest, UsageError
 from inspector.guest import Guest
-from inspector.kernel import memcg, ptes, slab_objects, swap
+from inspector.kernel import ptes, slab_objects, swap
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
@@ -145,14 +145,11 @@ def memory(guest: Guest) -> Memory:
     return Memory(lines, groups, guest.kernel.space.format.page_size)
 
 
-def charge(guest: Guest, pfn: Pfn) -> str:
+def charge(page: Page) -> str:
     """The memory cgroup that pays for a frame, in words; empty where none does."""
-    groups = guest.memory_groups()
-    row = memcg.charges(guest.kernel, groups=groups)[pfn]
-    kind = ChargeKind(int(row["kind"]))
-    if kind is ChargeKind.NONE:
+    if page.charge is ChargeKind.NONE:
         return ""
-    if kind is ChargeKind.OBJECTS:
+    if page.charge is ChargeKind.OBJECTS:
         return "each object on its own"
-    path = next((group.path for group in groups if group.inode == int(row["inode"])), "a group that is gone")
-    return f"{path or '/'}, as {'kernel' if kind is ChargeKind.KERNEL else 'user'} memory"
+    whose = page.memory_group or "a group that is gone"
+    return f"{whose}, as {'kernel' if page.charge is ChargeKind.KERNEL else 'user'} memory"

@@ -17,7 +17,7 @@ from textual.pilot import Pilot
 from inspector.arch import MAPPING, X86_64_4LEVEL, walk
 from inspector.errors import GuestDied, NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import Cpu, FreeCounts, GuestInfo
-from inspector.kernel.memcg import MemoryGroup
+from inspector.kernel.memcg import ChargeKind, MemoryGroup
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
 from inspector.kernel.slab_objects import OBJECT, ObjectState
@@ -303,7 +303,9 @@ class FakeSource:
             pfn=pfn, address=VirtAddr(0xFFFFEA0000000000 + pfn * 64), flags=0x14,
             flag_names=("uptodate", "lru"), refcount=3, mapcount=2, page_type=None,
             mapping=VirtAddr(0xFFFF888000003000), mapping_kind="anon", index=0x77, private=0,
-            head=pfn, order=0, zone="Normal", node=0,
+            head=pfn, order=0, zone="Normal", node=0, migratetype="Movable",
+            owner=Owner(int(self.frame_states[pfn])), owner_label="",
+            charge=ChargeKind.USER, memory_group="/lab",
         )  # fmt: skip
         return PageView(
             page=page,

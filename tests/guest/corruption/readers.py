@@ -70,19 +70,20 @@ def _zones(_: Recording, kernel: Kernel, rng: random.Random) -> None:
 def _buddy(_: Recording, kernel: Kernel, rng: random.Random) -> None:
     memmap, names = MemMap(kernel), buddy.migratetypes(kernel)
     blocks = buddy.free_blocks(kernel, memmap)
-    buddy.per_cpu_pages(kernel, memmap)
+    buddy.per_cpu_pages(kernel, memmap, np.arange(memmap.end, dtype=np.uint64))
     for zone in zones.zones(kernel):
         buddy.counts(blocks, zone, len(names))
 
 
 def _frames(_: Recording, kernel: Kernel, rng: random.Random) -> None:
-    rows = frames.frames(kernel)
-    _show([pages.page(kernel, Pfn(rng.randrange(len(rows)))) for _each in range(4)])
+    found = frames.frames(kernel)
+    _show(pages.page(kernel, Pfn(rng.randrange(len(found.state)))))
 
 
 def _pages(_: Recording, kernel: Kernel, rng: random.Random) -> None:
+    found = owners.owners(kernel)
     for _each in range(8):
-        _show(pages.page(kernel, Pfn(rng.randrange(MemMap(kernel).end))))
+        _show(pages.page(kernel, Pfn(rng.randrange(MemMap(kernel).end)), found))
 
 
 def _owners(_: Recording, kernel: Kernel, rng: random.Random) -> None:

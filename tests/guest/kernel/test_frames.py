@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector import Guest
 from inspector.errors import NoSuchFrame
 from inspector.kernel.frames import FrameState
-from inspector.kernel.pages import flag_bits
+from inspector.kernel.pageflags import flag_bits
 from inspector.units import Pfn
 
 pytestmark = pytest.mark.guest
@@ -118,9 +118,10 @@ def test_a_page_in_a_hole(any_guest: Guest) -> None:
 def test_one_page_agrees_with_all(guest: Guest) -> None:
     """page() and frames() read by different code: one struct, and whole columns."""
     with guest.paused():
-        rows = guest.frames()
+        owners = guest.owners()
+        rows = owners.rows
         for row in rows[:: len(rows) // 500]:
-            page = guest.page(Pfn(int(row["pfn"])))
+            page = guest.page(Pfn(int(row["pfn"])), owners)
             assert page.flags == row["flags"]
             assert page.refcount == row["refcount"]
             assert (-1 if page.mapcount is None else page.mapcount) == row["mapcount"]

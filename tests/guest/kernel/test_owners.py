@@ -10,7 +10,8 @@ import pytest
 
 from inspector import Guest
 from inspector.kernel.frames import FrameState
-from inspector.kernel.owners import Owner, stack_size
+from inspector.kernel.owners import Owner
+from inspector.kernel.owners.kernel_memory import stack_size
 from inspector.kernel.vmstat import Counters
 from inspector.kernel.zones import nodes
 
@@ -35,7 +36,8 @@ REFINES = {
 def test_a_mark_in_struct_page_is_never_overruled(any_guest: Guest) -> None:
     """frames() is checked against /proc/kpageflags elsewhere; owners() must not contradict it."""
     with any_guest.paused():
-        states, owned = any_guest.frames()["state"], any_guest.owners().rows["owner"]
+        rows = any_guest.frames()
+        states, owned = rows["state"], rows["owner"]
     for state, allowed in REFINES.items():
         assert set(owned[states == state].tolist()) <= {int(owner) for owner in allowed}, state.name
 

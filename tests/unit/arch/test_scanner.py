@@ -247,12 +247,26 @@ def test_tables_are_those_that_were_made(tables: Tables) -> None:
         for place, table in enumerate(fresh, tables.levels - height + 1 - len(fresh)):
             span = 12 + 9 * (tables.levels - place)
             made.append((table, va >> span << span, place))
-    found = scanner.tables(tables.ram, tables.format, tables.root)
-    assert sorted(found.tolist()) == sorted(made)
+    leaves, found = scanner.survey(tables.ram, tables.format, np.array([tables.root], np.uint64))
+    assert found[["pa", "va", "level"]].tolist() == sorted(made)
+    # The 1 GiB page is not aligned as one must be: it maps nothing.
+    assert sorted(leaves[["va", "size"]].tolist()) == [(0x7000_0000_1000, PAGE), (0x7000_0020_0000, 2 << 20)]
 
 
 def test_tables_of_a_range(tables: Tables) -> None:
     tables.map(0x1000, 0x9000 | P)
     tables.map(0x7000_0000_1000, 0xA000 | P)
-    found = scanner.tables(tables.ram, tables.format, tables.root, 0, 1 << 40)
+    roots = np.array([tables.root], np.uint64)
+    _, found = scanner.survey(tables.ram, tables.format, roots, 0, 1 << 40)
     assert found["va"].tolist() == [0] * tables.levels
+
+
+def test_many_roots_share_tables(tables: Tables) -> None:
+    """A shared table is the first root's, and what is below it is there once."""
+    tables.map(0x1000, 0x9000 | P)
+    second = tables.page()
+    tables.ram.write(PhysAddr(second), tables.ram.read(PhysAddr(tables.root), 8))
+    roots = np.array([tables.root, second], np.uint64)
+    leaves, found = scanner.survey(tables.ram, tables.format, roots)
+    assert leaves[["va", "pa", "root"]].tolist() == [(0x1000, 0x9000, 0)]
+    assert sorted(found["root"].tolist()) == [0] * tables.levels + [1]

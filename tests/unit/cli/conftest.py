@@ -17,8 +17,9 @@ from inspector.arch import X86_64_4LEVEL, walk
 from inspector.cli.main import main
 from inspector.errors import NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import FreeCounts, GuestInfo
-from inspector.kernel.frames import FRAME, FrameState
-from inspector.kernel.owners import OWNED, Owner, Owners
+from inspector.kernel.frames import FrameState
+from inspector.kernel.memcg import ChargeKind
+from inspector.kernel.owners import FRAME, Owner, Owners
 from inspector.kernel.rmap import Alias
 from inspector.memory import MappedRam, RamBlock
 from inspector.units import PhysAddr, VirtAddr
@@ -124,14 +125,10 @@ class FakeGuest:
     def buddy(self) -> list[FreeCounts]:
         return [FreeCounts(0, "DMA32", ("Unmovable", "Movable"), np.array([[2, 0, 5], [0, 0, 7]]))]
 
-    def frames(self) -> Any:
+    def owners(self) -> Owners:
         rows = np.zeros(256, FRAME)
         rows["state"][16:] = FrameState.FREE
         rows["state"][200:] = FrameState.ANON
-        return rows
-
-    def owners(self) -> Owners:
-        rows = np.zeros(256, OWNED)
         rows["owner"][16:] = Owner.FREE
         rows["owner"][200:] = Owner.ANON
         rows["detail"][200:] = 1
@@ -187,13 +184,15 @@ class FakeGuest:
     def symbol_at(self, address: int) -> Any:
         return thing(name="init_task"), address - KERNEL_SYMBOL
 
-    def page(self, pfn: int) -> Any:
+    def page(self, pfn: int, owners: Owners | None = None) -> Any:
         if pfn > 255:
             raise NoSuchFrame(f"PFN {pfn:#x} has no struct page; this guest has 0x0-0xff")
         return thing(
             pfn=pfn, address=0xFFFF_EA00_0000_0000 + 64 * pfn, flags=0x10048, flag_names=("uptodate", "head"),
             refcount=3, mapcount=2, page_type=None, mapping=0xFFFF_8880_0000_1230, mapping_kind="anon",
             index=0x77, private=0, head=pfn - 1, order=3, is_tail=True, node=0, zone="DMA32",
+            owner=Owner.ANON, owner_label=f"{ESC_NAME} (7)", migratetype="Movable",
+            charge=ChargeKind.USER, memory_group="/lab",
         )  # fmt: skip
 
     def spawn(self, command: str) -> int:

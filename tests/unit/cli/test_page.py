@@ -20,6 +20,7 @@ def test_json(kmi: Kmi) -> None:
     assert data["read_stopped"] is True
     assert data["owner"] == "anon"
     assert data["owner_label"].endswith("(7)")
+    assert (data["charge"], data["memory_group"], data["migratetype"]) == ("user", "/lab", "Movable")
     assert [(alias["pid"], alias["va"]) for alias in data["mapped_by"]] == [
         (7, "0x7000"),
         (None, "0xffffffff81000040"),
@@ -33,6 +34,8 @@ def test_drawn(kmi: Kmi) -> None:
     assert out.startswith("PFN 200 (0xc8), physical 0xc8000 to 0xc8fff\n")
     for text in (
         "anon, zone DMA32 of node 0",
+        "/lab, as user memory",
+        "Movable",
         "anon: [red]x\\x1b[2J (7)",
         "direct map",
         "differ in their cache attributes (PAT, PCD, PWT): UC, WB.",
@@ -65,7 +68,7 @@ def test_verbose_shows_the_bytes(kmi: Kmi) -> None:
 def test_a_page_type_instead_of_a_mapcount(kmi: Kmi, fake: Any) -> None:
     page = fake.page(200)
     page.mapcount, page.page_type = None, "table"
-    fake.page = lambda pfn: page
+    fake.page = lambda pfn, owners: page
     assert "none: the word holds the page type table" in kmi("page", "200").out
 
 

@@ -1,0 +1,102 @@
+"""What memory was for before there was a page allocator: firmware, the kernel's image, what boot took."""
+
+from __future__ import annotations
+
+from inspector.errors import InspectorError
+from inspector.kernel.memmap import MemMap
+from inspector.kernel.owners.canvas import Canvas
+from inspector.kernel.owners.model import Owner
+from inspector.kernel.resources import iomem
+from inspector.kernel.zones import nodes
+from inspector.symbols import Kernel
+from inspector.units import PhysAddr, VirtAddr
+
+# Hash tables that boot memory holds, and where 32 less their bits is kept (alloc_large_system_hash()).
+_BOOT_HASHES = {"dentry_hashtable": "d_hash_shift", "inode_hashtable": "i_hash_shift"}
+_RESERVED = (Owner.RESERVED,)
+
+
+def paint(canvas: Canvas) -> None:
+    """Firmware, the image and what symbols lead to in boot memory."""
+    _resources(canvas)
+    _boot_memory(canvas)
+    _first_percpu_chunk(canvas)
+
+
+def paint_zero_pages(canvas: Canvas) -> None:
+    """The page of zeros, and the huge one where it has been made."""
+    kernel, every = canvas.kernel, tuple(Owner)
+    if "empty_zero_page" in kernel.symbols:
+        zero = kernel.virt_to_phys(kernel.symbol("empty_zero_page"))
+        canvas.paint_run(zero, zero + 1, Owner.ZERO_PAGE, over=every)
+    start = _huge_zero(kernel, canvas.memmap)
+    if start is not None:
+        end = start + kernel.space.format.levels[-2].span
+        canvas.paint_run(start, end, Owner.HUGE_ZERO_PAGE, over=every)
+
+
+def _resources(canvas: Canvas) -> None:
+    """What the resource tree says of memory that the page allocator never had."""
+    resources = iomem(canvas.kernel)
+    border = 0
+    for resource in sorted(resources, key=lambda resource: resource.start):
+        if resource.depth == 0 and "SYSRAM" in resource.flag_names:
+            canvas.paint_run(border, resource.start, Owner.FIRMWARE, over=_RESERVED)
+            border = resource.end
+    canvas.paint_run(border, len(canvas.owner) * canvas.page_size, Owner.FIRMWARE, over=_RESERVED)
+    for resource in resources:
+        if resource.depth == 0 and "SYSRAM" not in resource.flag_names:
+            canvas.paint_run(
+                resource.start, resource.end, Owner.FIRMWARE, resource.name, over=(Owner.FIRMWARE,)
+            )
+        elif resource.name.startswith("Kernel "):
+            # What of it boot gave back, such as the unused part of .bss..decrypted, is not reserved.
+            label = resource.name.removeprefix("Kernel ")
+            canvas.paint_run(resource.start, resource.end, Owner.KERNEL_IMAGE, label, _RESERVED)
+
+
+def _boot_memory(canvas: Canvas) -> None:
+    """What was taken before there was a page allocator, as far as symbols lead to it."""
+    kernel, symbols = canvas.kernel, canvas.kernel.symbols
+    text = kernel.symbol("_text")
+    start = kernel.virt_to_phys(text)
+    # _end itself need not be mapped.
+    end = start + kernel.symbol("_end") - text
+    canvas.paint_run(start, end, Owner.KERNEL_IMAGE, "brk and padding", _RESERVED)
+    # fc4f4be9b5271 (5.13) keeps the first MiB, where real-mode code and the firmware's habits are.
+    canvas.paint_run(0, 1 << 20, Owner.RESERVED, "first MiB", _RESERVED)
+    for node in nodes(kernel):
+        start = kernel.virt_to_phys(node.address)
+        canvas.paint_run(start, start + node.type.size, Owner.RESERVED, "struct pglist_data", _RESERVED)
+    for table, shift in _BOOT_HASHES.items():
+        if table in symbols and shift in symbols and (at := kernel.word(table)):
+            bits = 32 - kernel.space.u32(kernel.symbol(shift))
+            phys = kernel.space.translate(VirtAddr(at))
+            if phys is not None and 0 < bits < 32:
+                canvas.paint_run(phys, phys + (kernel.pointer_size << bits), Owner.RESERVED, table, _RESERVED)
+
+
+def _first_percpu_chunk(canvas: Canvas) -> None:
+    """The chunk that boot memory holds: one unit a CPU (mm/percpu.c, pcpu_unit_offsets)."""
+    kernel, symbols = canvas.kernel, canvas.kernel.symbols
+    if not all(name in symbols for name in ("pcpu_base_addr", "pcpu_unit_size", "pcpu_unit_offsets")):
+        return
+    base = kernel.word("pcpu_base_addr")
+    unit = kernel.space.u32(kernel.symbol("pcpu_unit_size"))
+    offsets = kernel.word("pcpu_unit_offsets")
+    for cpu in kernel.possible_cpus:
+        start = base + kernel.space.u64(VirtAddr(offsets + cpu * kernel.pointer_size))
+        phys = kernel.space.translate(VirtAddr(start & kernel.pointer_mask))
+        if phys is not None:
+            canvas.paint_run(phys, phys + unit, Owner.PERCPU, f"CPU {cpu}")
+
+
+def _huge_zero(kernel: Kernel, memmap: MemMap) -> PhysAddr | None:
+    # 5691753d73a2 (6.10) made it a folio; a page before.
+    for name in ("huge_zero_folio", "huge_zero_page"):
+        if name in kernel.symbols and (page := kernel.word(name)):
+            try:
+                return PhysAddr(memmap.pfn(VirtAddr(page)) * memmap.page_size)
+            except InspectorError:
+                return None
+    return None

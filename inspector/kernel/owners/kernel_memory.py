@@ -1,0 +1,103 @@
+"""What the kernel's page tables show beside the direct map, and slabs and other pages that bear a mark."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inspector.errors import KernelError
+from inspector.kernel import ksyms, modules, slabs, vmalloc
+from inspector.kernel.bulk import frames_in
+from inspector.kernel.frames import FrameState
+from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
+from inspector.kernel.owners.model import Owner
+from inspector.kernel.owners.survey import Survey
+from inspector.kernel.pageflags import PageTypes
+from inspector.symbols import Kernel
+
+_MOVABLE = np.uint64(2)  # PAGE_MAPPING_MOVABLE, alone in the low bits of page->mapping
+
+
+def paint(canvas: Canvas, survey: Survey) -> None:
+    """mem_map, modules, vmalloc and per-CPU memory; slabs and marked pages."""
+    _memmap(canvas, survey)
+    loaded = modules.modules(canvas.kernel)
+    found = modules.module_frames(canvas.kernel, loaded, survey.kernel_leaves)
+    names = canvas.labelled([module.name for module in loaded])
+    canvas.paint(found["pfn"], Owner.MODULE, names[found["index"]] if len(found) else 0)
+    _vmalloc(canvas, survey, loaded)
+    _slabs(canvas)
+    _marked(canvas, loaded)
+
+
+def paint_stacks(canvas: Canvas, survey: Survey) -> None:
+    """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""
+    size = np.uint64(stack_size(canvas.kernel))
+    found = frames_in(canvas.kernel, survey.kernel_leaves, survey.stacks, survey.stacks + size)
+    names = canvas.labelled(survey.names)
+    canvas.paint(found["pfn"], Owner.KERNEL_STACK, names[found["index"]], (*UNCLAIMED, Owner.VMALLOC))
+
+
+def stack_size(kernel: Kernel) -> int:
+    """Bytes of a kernel stack (C: THREAD_SIZE), from the linker's bounds of the first task's."""
+    for name in ("stack", "task"):  # 4d99fa1b2cd4 (6.10) renamed them
+        if f"__start_init_{name}" in kernel.symbols:
+            return kernel.symbol(f"__end_init_{name}") - kernel.symbol(f"__start_init_{name}")
+    raise KernelError("this kernel does not bound its first task's stack")
+
+
+def _memmap(canvas: Canvas, survey: Survey) -> None:
+    memmap = canvas.memmap
+    runs = np.array(memmap.runs, np.uint64)
+    bounds = memmap.addresses(runs)
+    found = frames_in(canvas.kernel, survey.kernel_leaves, bounds[:, 0], bounds[:, 1])
+    canvas.paint(found["pfn"], Owner.MEMMAP)
+
+
+def _vmalloc(canvas: Canvas, survey: Survey, loaded: list[modules.Module]) -> None:
+    """Areas by caller; an ioremap()ed device has no struct page, or is not ours to give."""
+    table = vmalloc.area_table(canvas.kernel)
+    table = table[table["kind"] == vmalloc.BUSY]
+    who, which = np.unique(table["caller"], return_inverse=True)
+    named = ksyms.symbolise(canvas.kernel, (int(each) for each in who if each), loaded)
+    callers = [named.get(int(each), "") for each in who]
+    percpu = np.array([caller.startswith("pcpu_") for caller in callers], np.bool_)[which]
+    details = canvas.labelled(callers)[which]
+    found = vmalloc.area_frames(canvas.kernel, table, survey.kernel_leaves)
+    io = (table["flags"] & np.uint64(vmalloc.VM_FLAGS["ioremap"])) != 0
+    found = found[~io[found["index"]]]
+    is_percpu = percpu[found["index"]]
+    canvas.paint(found["pfn"][is_percpu], Owner.PERCPU)
+    rest = found[~is_percpu]
+    canvas.paint(rest["pfn"], Owner.VMALLOC, details[rest["index"]] if len(rest) else 0)
+
+
+def _slabs(canvas: Canvas) -> None:
+    """Slabs by cache."""
+    frames = canvas.frames
+    caches = slabs.Caches(canvas.kernel)
+    firsts = frames.used[(frames.state[frames.used] == FrameState.SLAB) & (frames.head == frames.used)]
+    found = slabs.slab_pages(canvas.kernel, canvas.memmap, caches, firsts)
+    names = canvas.labelled([*caches.names, "no cache"])
+    index = np.minimum(found["cache"].astype(np.int64), len(caches.names))
+    canvas.paint_blocks(found["pfn"], found["order"], Owner.SLAB, names[index])
+
+
+def _marked(canvas: Canvas, loaded: list[modules.Module]) -> None:
+    """Pages whose page_type says what they are, or that a driver of a known kind can move."""
+    kernel, frames = canvas.kernel, canvas.frames
+    places = np.flatnonzero(canvas.owner[frames.used] == Owner.UNMARKED)
+    types = PageTypes(kernel)
+    # A compound page's type is its head's.
+    kinds = types.kinds(frames.word[frames.head[places]])
+    labels = canvas.labelled([name.replace("_", " ") for name in types.names])
+    typed = kinds != 0
+    canvas.paint(frames.used[places[typed]].astype(np.uint64), Owner.MARKED, labels[kinds[typed]])
+    movable = places[~typed & (frames.mapping[places] & np.uint64(3) == _MOVABLE)]
+    movers, which = np.unique(frames.mapping[movable] & ~np.uint64(3), return_inverse=True)
+    # 68f2736a8583 (6.0) put the driver's struct movable_operations there; an address_space before.
+    if len(movers) and kernel.types.has("address_space_operations", "isolate_page"):
+        at = movers + np.uint64(kernel.types.offsetof("address_space", "a_ops"))
+        movers, _ = kernel.space.gather(at, np.dtype(np.uint64))
+    named = ksyms.symbolise(kernel, movers.tolist(), loaded)
+    labels = canvas.labelled([named[mover].partition("+")[0] for mover in movers.tolist()])
+    canvas.paint(frames.used[movable].astype(np.uint64), Owner.MARKED, labels[which])

@@ -1,0 +1,66 @@
+"""Whose each page table is, and of which level; the kernel's own carry no mark."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.kernel import lists
+from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
+from inspector.kernel.owners.model import Owner
+from inspector.kernel.owners.survey import Survey
+
+_OVER = (*UNCLAIMED, Owner.PAGE_TABLE)
+
+
+def paint(canvas: Canvas, survey: Survey) -> None:
+    """The tables of all trees, and those that wait outside one."""
+    whose = ("kernel", *survey.spaces)
+    kernel_roots = survey.kernel_tables["root"].astype(np.int64)
+    spaces = len(survey.spaces)
+    kernel_roots[kernel_roots > 0] = (kernel_roots[kernel_roots > 0] - 1) % max(spaces, 1) + 1
+    _paint(canvas, survey.kernel_tables, whose, kernel_roots)
+    _paint(canvas, survey.user_tables, whose, survey.user_tables["root"].astype(np.int64) + 1)
+    _deposited(canvas)
+
+
+def _paint(canvas: Canvas, found: NDArray[np.void], whose: tuple[str, ...], owner: NDArray[np.int64]) -> None:
+    levels = [level.name for level in canvas.kernel.space.format.levels]
+    pairs = owner * len(levels) + found["level"]
+    used, which = np.unique(pairs, return_inverse=True)
+    texts = [f"{levels[pair % len(levels)]} table, {whose[pair // len(levels)]}" for pair in used.tolist()]
+    names = canvas.labelled(texts)
+    canvas.paint(found["pa"] // np.uint64(canvas.page_size), Owner.PAGE_TABLE, names[which], _OVER)
+
+
+def _deposited(canvas: Canvas) -> None:
+    """The tables in no tree: one kept for each huge page, to split it (C: pgtable_trans_huge_deposit()).
+
+    Their list hangs on the table that maps the huge page, without a head: the first stands for one.
+    """
+    kernel, types = canvas.kernel, canvas.kernel.types
+    # f5ecca06b3a5 (6.5) split struct ptdesc from struct page.
+    kind = "ptdesc" if types.has("ptdesc", "pmd_huge_pte") else "page"
+    if not types.has(kind, "pmd_huge_pte"):
+        return
+    link = np.uint64(types.offsetof("page", "lru"))
+    every = canvas.owned(Owner.PAGE_TABLE)
+    named = canvas.detail[every] != 0
+    tables, unknown = every[named], every[~named].astype(np.uint64)
+    at = canvas.memmap.addresses(tables.astype(np.uint64)) + np.uint64(types.offsetof(kind, "pmd_huge_pte"))
+    firsts, _ = kernel.space.gather(at, np.dtype(np.uint64))
+    pages = canvas.memmap.addresses(unknown)
+    places = np.searchsorted(pages, firsts)
+    heads = np.flatnonzero((places < pages.size) & (pages[np.minimum(places, pages.size - 1)] == firsts))
+    if not pages.size or not heads.size:
+        return
+    following, _ = kernel.space.gather(pages + link, np.dtype(np.uint64))
+    is_head = np.isin(pages, firsts[heads])
+    ends = np.full(pages.size, -1)
+    ends[~is_head] = lists.follow(pages[~is_head] + link, following[~is_head], firsts[heads] + link)
+    ends[places[heads]] = np.arange(heads.size)
+    texts = canvas.labels
+    whose = [texts[int(canvas.detail[tables[head]])].partition(", ")[2] for head in heads]
+    names = canvas.labelled([f"deposited table, {name}" for name in whose])
+    known = ends >= 0
+    canvas.paint(unknown[known], Owner.PAGE_TABLE, names[ends[known]], (Owner.PAGE_TABLE,))
