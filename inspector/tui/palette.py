@@ -118,7 +118,7 @@ _OWNERS = {
     "HUGE_ZERO_PAGE": Look("huge zero", "#98a8bb", "O", "the huge page of zeros that all share"),
     "DRIVER": Look("driver", "#a6d854", "d", "a kernel allocation that a user mapping shows"),
     "MARKED": Look(
-        "marked", "#c2b280", "k", "the kernel's, and its type says what for: zsmalloc, large kmalloc"
+        "marked", "#c2b280", "k", "the kernel's, and it is known what for: zsmalloc, large kmalloc"
     ),
     "UNMARKED": Look("unmarked", "#f0655b", "?", "allocated, and nothing that the kernel keeps says by whom"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.errors import KernelError
+from inspector.errors import CorruptGuest, KernelError
 from inspector.kernel import ksyms, modules, slabs, vmalloc
 from inspector.kernel.bulk import frames_in
 from inspector.kernel.frames import FrameState
@@ -13,7 +13,10 @@ from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
 from inspector.kernel.pageflags import PageTypes
 from inspector.symbols import Kernel
+from inspector.units import VirtAddr
 
+_MAX_FTRACE_PAGES = 1 << 16
+_MAX_ORDER = 20
 _MOVABLE = np.uint64(2)  # PAGE_MAPPING_MOVABLE, alone in the low bits of page->mapping
 
 
@@ -27,6 +30,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
     _vmalloc(canvas, survey, loaded)
     _slabs(canvas)
     _marked(canvas, loaded)
+    _ftrace(canvas)
 
 
 def paint_stacks(canvas: Canvas, survey: Survey) -> None:
@@ -80,6 +84,26 @@ def _slabs(canvas: Canvas) -> None:
     names = canvas.labelled([*caches.names, "no cache"])
     index = np.minimum(found["cache"].astype(np.int64), len(caches.names))
     canvas.paint_blocks(found["pfn"], found["order"], Owner.SLAB, names[index])
+
+
+def _ftrace(canvas: Canvas) -> None:
+    """The records of all functions that can be traced (kernel/trace/ftrace.c): a chain of blocks of them."""
+    kernel = canvas.kernel
+    at = kernel.word("ftrace_pages_start") if "ftrace_pages_start" in kernel.symbols else 0
+    for _ in range(_MAX_FTRACE_PAGES):
+        if not at:
+            return
+        block = kernel.view("ftrace_page", VirtAddr(at))
+        # db42523b4f3e (5.13) keeps the order; before, how many records there is room for.
+        if block.has("order"):
+            size = canvas.page_size << min(block.int("order"), _MAX_ORDER)
+        else:
+            size = block.int("size") * kernel.types.sizeof("dyn_ftrace")
+        start = kernel.space.translate(block.ptr("records"))
+        if start is not None:
+            canvas.paint_run(start, start + size, Owner.MARKED, "ftrace records", (Owner.UNMARKED,))
+        at = block.ptr("next")
+    raise CorruptGuest("the blocks of ftrace records do not end")
 
 
 def _marked(canvas: Canvas, loaded: list[modules.Module]) -> None:

@@ -36,7 +36,7 @@ class Owner(IntEnum):
     HUGE_ZERO_PAGE = 19
     DRIVER = 20  # a kernel allocation that a user mapping shows
     UNMARKED = 21  # allocated, and nothing that the kernel keeps says by whom
-    MARKED = 22  # the kernel's, and its page_type or what moves it says what for
+    MARKED = 22  # the kernel's, and its page_type, what moves it or a symbol says what for
 
 
 FRAME = np.dtype(

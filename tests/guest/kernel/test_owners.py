@@ -20,6 +20,7 @@ pytestmark = pytest.mark.guest
 _PAGE = 4096
 _PRESENT, _PFN = np.uint64(1 << 63), np.uint64((1 << 55) - 1)
 _TRIES = 5
+_CACHED = (Owner.PAGE_CACHE, Owner.SHMEM, Owner.HUGETLB)
 
 # What the struct page says by itself may be told more precisely, but never otherwise.
 REFINES = {
@@ -54,6 +55,38 @@ def test_anonymous_memory_is_its_tasks(any_guest: Guest, start: Any, witness: An
     assert {owners.of(int(entry & _PFN)) for entry in entries if entry & _PRESENT} == {
         (Owner.ANON, f"touch ({pid})")
     }
+
+
+def test_a_file_s_pages(any_guest: Guest, start: Any, witness: Any) -> None:
+    """Every frame that pagemap gives for a mapped file is that file's page at that place."""
+    pid = start(any_guest, "/labs/maps")
+    areas = [vma for vma in any_guest.task(pid).vmas() if vma.inode and vma.name.startswith("/")]
+    paths = [f"/proc/{pid}/pagemap@{vma.start // _PAGE * 8}+{vma.size // _PAGE * 8}" for vma in areas]
+    witnessed, owners = witness(any_guest, paths, any_guest.owners)
+    files = set()
+    for vma, path in zip(areas, paths, strict=True):
+        assert witnessed.same(path)
+        entries = np.frombuffer(witnessed.readings[path][0], np.uint64)
+        for place, entry in enumerate(entries.tolist()):
+            if entry >> 63 and entry >> 61 & 1:  # present, and a file's or shared
+                pfn = entry & int(_PFN)
+                owner, label = owners.of(pfn)
+                assert (owner in _CACHED, label) == (True, vma.name), hex(pfn)
+                if owner is not Owner.HUGETLB:
+                    assert owners.rows["index"][pfn] == vma.offset // _PAGE + place, hex(pfn)
+                files.add(label)
+    assert "/labs/maps" in files
+    assert len(files) > 1
+
+
+def test_bounce_buffers(any_guest: Guest) -> None:
+    """What the kernel said at boot that it took for swiotlb."""
+    said = re.findall(r"software IO TLB: mapped \[mem (0x\w+)-(0x\w+)\]", any_guest.run("dmesg").stdout)
+    assert said, "a guest with memory above 4 GiB has them"
+    first, last = (int(address, 16) // _PAGE for address in said[0])
+    rows = any_guest.owners()
+    assert {rows.of(pfn) for pfn in (first, (first + last) // 2, last)} == {(Owner.RESERVED, "swiotlb")}
+    assert rows.by_label(Owner.RESERVED)["swiotlb"] == last - first + 1
 
 
 def test_kernel_stacks(any_guest: Guest) -> None:
