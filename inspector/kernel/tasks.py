@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from inspector.arch import AddressSpace, Walk
 from inspector.errors import CorruptGuest, NoSuchTask, OutsideRam, PageFault
-from inspector.kernel import lists, vmas
+from inspector.kernel import lists, smaps, vmas
 from inspector.kernel.mm import Mm
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr, printable
@@ -74,6 +74,11 @@ class Task:
         """Every leaf entry of the user half, by address, as arch.MAPPING rows; empty for a kernel thread."""
         with self.kernel.still():
             return self.space.scan(0, user_end(self.kernel) if self.mm else 0)
+
+    def smaps(self) -> NDArray[np.void]:
+        """What memory each VMA uses, as smaps.SMAPS rows in the order of vmas(). Raises CorruptGuest."""
+        with self.kernel.still():
+            return smaps.smaps(self.kernel, self.space, self.vmas())
 
 
 def user_end(kernel: Kernel) -> VirtAddr:
