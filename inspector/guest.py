@@ -19,6 +19,7 @@ from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
     buddy,
     cpus,
+    ksyms,
     memcg,
     meminfo,
     modules,
@@ -222,12 +223,17 @@ class Guest:
             )
 
     def symbol(self, name: str) -> VirtAddr:
-        """The address of a kernel symbol. Raises NoSuchSymbol."""
-        return self.kernel.symbol(name)
+        """The address of a symbol of the kernel, or else of a loaded module. Raises NoSuchSymbol."""
+        with self.still():
+            return ksyms.address_of(self.kernel, name)
 
     def symbol_at(self, address: VirtAddr) -> tuple[Symbol, int] | None:
-        """The symbol that an address lies in and the offset into it in bytes; None where none is near."""
-        return self.kernel.symbols.lookup(address)
+        """The symbol, the kernel's or a module's, that an address lies in and the offset into it in bytes.
+
+        None where none is near.
+        """
+        with self.still():
+            return ksyms.symbol_at(self.kernel, address)
 
     # Bytes
 

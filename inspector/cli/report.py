@@ -93,7 +93,8 @@ def gather(guest: Guest, live: bool = False) -> Report:
 def _where(guest: Guest, cpu: Cpu) -> str | None:
     """The kernel symbol that a CPU executes in; None in user mode."""
     near = guest.symbol_at(cpu.registers.rip) if cpu.registers.cpl == 0 else None
-    return f"{near[0].name}+{near[1]:#x}" if near else None
+    module = f" [{near[0].module}]" if near and near[0].module else ""
+    return f"{near[0].name}+{near[1]:#x}{module}" if near else None
 
 
 def as_data(report: Report) -> dict[str, Any]:

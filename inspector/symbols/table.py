@@ -17,11 +17,15 @@ _PAST_THE_LAST = 4096  # bytes that the last symbol may have: it is _end, or wha
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """One symbol. `kind` is nm's letter for it: T text, D data, B bss, R read-only, A absolute, W weak."""
+    """One symbol. `kind` is nm's letter for it: T text, D data, B bss, R read-only, A absolute, W weak.
+
+    `module` is the loaded module that it belongs to; empty for the kernel's own.
+    """
 
     name: str
     address: VirtAddr
     kind: str
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,7 +306,7 @@ class GuestSource:
         return self._symbol_at(address) or f"{address:#x}"
 
     def _symbol_at(self, address: VirtAddr) -> str | None:
-        """`name+0x1a` for an address in the kernel image."""
+        """`name+0x1a` for an address in the kernel image, `name+0x1a [module]` in a module."""
         try:
             found = self._guest.symbol_at(address)
         except InspectorError:
@@ -316,7 +316,8 @@ class GuestSource:
         ):  # the table knows no sizes: far behind the last one is nowhere
             return None
         symbol, offset = found
-        return printable(symbol.name) + (f"+{offset:#x}" if offset else "")
+        module = f" [{symbol.module}]" if symbol.module else ""
+        return printable(symbol.name) + (f"+{offset:#x}" if offset else "") + module
 
 
 def _rights(rights: int) -> str:

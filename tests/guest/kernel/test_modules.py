@@ -9,8 +9,9 @@ import pytest
 
 from inspector import Guest
 from inspector.kernel import modules
-from inspector.kernel.ksyms import symbolise
+from inspector.kernel.ksyms import module_symbols, symbolise
 from inspector.kernel.modules import Module
+from inspector.units import VirtAddr
 
 pytestmark = pytest.mark.guest
 
@@ -69,3 +70,30 @@ def test_symbols_of_modules_agree_with_kallsyms(any_guest: Guest) -> None:
         match = re.fullmatch(r"(\S+)\+0x0/0x[0-9a-f]+ \[zram\]", found[address])
         assert match, found[address]
         assert match[1] in names
+
+
+def test_every_module_symbol_is_in_kallsyms(any_guest: Guest) -> None:
+    """All of them, data too, by name and by address; and nothing else is."""
+    restrict = "/proc/sys/kernel/kptr_restrict"
+    before = any_guest.run(f"cat {restrict}").stdout
+    listing = any_guest.run(f"echo 1 >{restrict}; grep ']$' /proc/kallsyms; echo {before} >{restrict}").stdout
+    theirs = sorted(
+        (name, int(address, 16), kind.lower(), module)
+        for address, kind, name, module in re.findall(r"^(\w+) (\w) (\S+)\t\[(\w+)\]$", listing, re.MULTILINE)
+        if module not in ("bpf", "__builtin__ftrace", "__builtin__kprobes")
+    )
+    with any_guest.paused():
+        kernel = any_guest.kernel
+        ours = [symbol for module in modules.modules(kernel) for symbol in module_symbols(kernel, module)]
+        assert sorted((each.name, each.address, each.kind.lower(), each.module) for each in ours) == theirs
+        assert len(theirs) > 200
+        names = [name for name, *_ in theirs]
+        # The assembler's labels are listed, but no address is told by them.
+        for name, address, _, module in [each for each in theirs if each[0][0] not in ".L$"][::97]:
+            found = any_guest.symbol_at(VirtAddr(address))
+            assert found
+            symbol, offset = found
+            assert (symbol.address, symbol.module, offset) == (address, module, 0)
+            if names.count(name) == 1 and not kernel.symbols.has(name):
+                assert any_guest.symbol(name) == address
+        assert any_guest.symbol_at(VirtAddr(0xFFFF_FFFF_0000_0000)) is None
