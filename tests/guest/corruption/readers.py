@@ -14,6 +14,7 @@ from inspector.kernel import (
     cpus,
     dma,
     frames,
+    ksyms,
     memcg,
     meminfo,
     modules,
@@ -56,6 +57,11 @@ def _mappings(_: Recording, kernel: Kernel, rng: random.Random) -> None:
             swap.entries(kernel, task.space, 0, tasks.user_end(kernel))
             walk = task.walk(task.mm.start_stack)
             _show(walk, walk.writable, walk.memory_type)
+
+
+def _smaps(_: Recording, kernel: Kernel, rng: random.Random) -> None:
+    for task in tasks.tasks(kernel):
+        task.smaps()
 
 
 def _zones(_: Recording, kernel: Kernel, rng: random.Random) -> None:
@@ -124,6 +130,8 @@ def _vmalloc(_: Recording, kernel: Kernel, rng: random.Random) -> None:
 def _modules(_: Recording, kernel: Kernel, rng: random.Random) -> None:
     loaded = modules.modules(kernel)
     modules.module_frames(kernel, loaded)
+    if loaded and (symbols_of := ksyms.module_symbols(kernel, rng.choice(loaded))):
+        _show(ksyms.symbol_at(kernel, rng.choice(symbols_of).address))
     _show(loaded)
     for name in ("no_such_type", "ext4_inode_info"):  # types of modules are looked for in their own BTF
         kernel.types.has(name)
@@ -167,6 +175,7 @@ def _btf(recording: Recording, kernel: Kernel, rng: random.Random) -> None:
 SHARES: dict[str, tuple[int, Reader]] = {
     "tasks": (10, _tasks),
     "mappings": (8, _mappings),
+    "smaps": (6, _smaps),
     "zones": (6, _zones),
     "buddy": (6, _buddy),
     "frames": (4, _frames),
