@@ -20,6 +20,8 @@ _USE = """\
   kmi report --guest {name}
   kmi walk --guest {name} 1 '[stack]'
 
+For other tools, one client each: QMP at {folder}/qmp, gdb's stub at {folder}/gdb.
+
 Ctrl-C here, or q and Enter, ends it."""
 
 
@@ -45,7 +47,7 @@ def boot(name: str, options: GuestOptions) -> None:
         info = guest.info()
         with machine.serve(guest.machine, name):
             what = f"Linux {info.release}, {info.accel}, QEMU has PID {guest.machine.qemu_pid}"
-            print(_USE.format(name=name, what=what), flush=True)
+            print(_USE.format(name=name, what=what, folder=guest.machine.folder), flush=True)
             _hold(ended)
         if died:
             raise GuestDied(f"the guest is gone: {died[0]}")

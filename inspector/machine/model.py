@@ -118,6 +118,10 @@ class Machine(Protocol):
         """The kernel image that was booted."""
 
     @property
+    def folder(self) -> Path:
+        """The private folder, while QEMU runs: `qmp` and `gdb` are sockets for other tools, a client each."""
+
+    @property
     def ram_fd(self) -> int:
         """The file that is the guest's RAM, open for reading and writing. The machine closes it."""
 

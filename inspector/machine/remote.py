@@ -71,6 +71,11 @@ class RemoteMachine:
         self._listening.set()
         threading.Thread(target=self._listen, name="kmi-remote", daemon=True).start()
 
+    @property
+    def folder(self) -> Path:
+        """The private folder, while QEMU runs: `qmp` and `gdb` are sockets for other tools, a client each."""
+        return self._path.parent
+
     def _dial(self) -> Line:
         if self._closed:
             raise self._gone()

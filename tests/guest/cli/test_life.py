@@ -7,7 +7,9 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,11 @@ def test_without_a_terminal_kmi_reports_and_leaves_nothing(host: Any) -> None:
 def test_a_held_guest_is_shared_and_goes_with_its_holder(host: Any) -> None:
     process = opened(host)
     assert json.loads(host.run("report", "--guest", "held", "--json").stdout)["guest"]["name"] == "held"
+    qmp, gdb = re.findall(r"at (/\S+/(?:qmp|gdb))\b", host.log())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tool:
+        tool.connect(qmp)
+        assert tool.recv(4096).startswith(b'{"QMP"')
+    assert Path(gdb).is_socket()
     again = host.run("boot", "--name", "held", check=False)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     process.send_signal(signal.SIGTERM)

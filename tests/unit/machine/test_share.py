@@ -138,6 +138,7 @@ def test_the_machine_over_there(stand: Stand, server: Server) -> None:
         assert (remote.name, remote.accel, remote.accel_reason) == ("stand", "TCG", "no KVM here")
         assert (remote.memory_size, remote.cpus, remote.kernel_path) == (8192, 1, Path("/boot/vmlinuz"))
         assert remote.blocks == [(0, 4096, 0), (1 << 32, 4096, 4096)]
+        assert remote.folder == stand.folder
         assert remote.registers() == [CPU]
         assert remote.spawn("x") == 4711
         assert remote.qmp("query-memdev", id="ram") == {"query-memdev": {"id": "ram"}}
@@ -173,6 +174,7 @@ def test_a_long_command_keeps_nobody_waiting(stand: Stand, server: Server) -> No
         thread = threading.Thread(target=lambda: answers.put(remote.run("wait")))
         thread.start()
         assert stand.waiting.wait(20)
+        assert remote.folder == stand.folder
         assert remote.registers() == [CPU]
         remote.pause()
         assert answers.empty()
