@@ -103,7 +103,8 @@ def _first_percpu_chunk(canvas: Canvas) -> None:
         start = base + kernel.space.u64(VirtAddr(offsets + cpu * kernel.pointer_size))
         phys = kernel.space.translate(VirtAddr(start & kernel.pointer_mask))
         if phys is not None:
-            canvas.paint_run(phys, phys + unit, Owner.PERCPU, f"CPU {cpu}")
+            # Boot gave back what a unit had no use for: that is not reserved.
+            canvas.paint_run(phys, phys + unit, Owner.PERCPU, f"CPU {cpu}", _RESERVED)
 
 
 def _huge_zero(kernel: Kernel, memmap: MemMap) -> PhysAddr | None:

@@ -96,7 +96,7 @@ def _ftrace(canvas: Canvas) -> None:
         block = kernel.view("ftrace_page", VirtAddr(at))
         # db42523b4f3e (5.13) keeps the order; before, how many records there is room for.
         if block.has("order"):
-            size = canvas.page_size << min(block.int("order"), _MAX_ORDER)
+            size = canvas.page_size << block.int("order") if 0 <= block.int("order") <= _MAX_ORDER else 0
         else:
             size = block.int("size") * kernel.types.sizeof("dyn_ftrace")
         start = kernel.space.translate(block.ptr("records"))
