@@ -20,9 +20,19 @@ def mapcounts(memmap: MemMap, pfns: NDArray[np.int64], heads: NDArray[np.int64])
     """
     kernel = memmap.kernel
     (own,) = columns(kernel, "page", memmap.addresses(pfns.astype(np.uint64)), "_mapcount.counter")
-    counts = np.maximum(own + 1, 0)  # a page type is far below -1
     folios, folio = np.unique(heads, return_inverse=True)
-    at = memmap.addresses(folios.astype(np.uint64))
+    return np.asarray(
+        np.maximum(own + 1, 0) + shared_mapcounts(memmap, folios)[folio]
+    )  # a type is far below -1
+
+
+def shared_mapcounts(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What to add to the count of each page of these folios: 0 where the folio is one page.
+
+    hugetlb's pages are not counted so before 6.2. Raises CorruptGuest.
+    """
+    kernel = memmap.kernel
+    at = memmap.addresses(heads.astype(np.uint64))
     flags, mapping = columns(kernel, "page", at, flags_path(kernel), "mapping")
     large = flags >> np.uint64(flag_bits(kernel)["head"]) & np.uint64(1) != 0
     doubled = kernel.types.enum("pageflags").get("PG_double_map")  # a second name of another flag's bit
@@ -30,13 +40,13 @@ def mapcounts(memmap: MemMap, pfns: NDArray[np.int64], heads: NDArray[np.int64])
         # Before cb67f4282bf9 (6.2): a file's small counts had the large ones in them, and so had an anonymous
         # folio's once they were both in use, which a flag of its first tail page says.
         large &= mapping & _ANON != 0
-    entire = np.zeros(len(folios), np.int64)
-    entire[large] = entire_mapcounts(memmap, folios[large])
+    shared = np.zeros(len(heads), np.int64)
+    shared[large] = entire_mapcounts(memmap, heads[large])
     if doubled is not None:
-        tails = memmap.addresses(folios[large].astype(np.uint64) + np.uint64(1))
+        tails = memmap.addresses(heads[large].astype(np.uint64) + np.uint64(1))
         (tail_flags,) = columns(kernel, "page", tails, flags_path(kernel))
-        entire[large] -= (tail_flags >> np.uint64(doubled) & np.uint64(1)).astype(np.int64)
-    return np.asarray(counts + entire[folio])
+        shared[large] -= (tail_flags >> np.uint64(doubled) & np.uint64(1)).astype(np.int64)
+    return shared
 
 
 def entire_mapcounts(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.int64]:

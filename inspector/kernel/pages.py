@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from inspector.errors import NoSuchField
 from inspector.kernel import buddy, pageblocks
+from inspector.kernel.mapcounts import entire_mapcounts, mapcounts
 from inspector.kernel.memcg import ChargeKind, charge
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners import Owner, Owners, owners
@@ -19,7 +22,8 @@ _MAPPING_KINDS = {0: "file", 1: "anon", 2: "movable", 3: "ksm"}  # PAGE_MAPPING_
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A struct page. `mapcount` counts user entries for this very page; None where the word holds a type.
+    """A struct page. `mapcount` counts the user entries that map the page, by itself or in a huge page; it is
+    None where the word holds the type of a page that none can map.
 
     `mapping_kind` says what `mapping` points to: `file` (struct address_space), `anon` (struct anon_vma),
     `ksm`, `movable`. `head` is the first PFN of the compound page or folio that the page belongs to, itself
@@ -84,7 +88,7 @@ def page(kernel: Kernel, pfn: Pfn, found: Owners | None = None) -> Page:
         flags=flags,
         flag_names=flag_names(kernel, flags, bits, anon=mapping & 3 == 1),
         refcount=view.int("_refcount.counter"),
-        mapcount=None if page_type else view.int("_mapcount.counter") + 1,
+        mapcount=_mapcount(memmap, pfn, head, owner) if page_type in (None, "hugetlb") else None,
         page_type=page_type,
         mapping=VirtAddr(mapping & ~3),
         mapping_kind=_MAPPING_KINDS[mapping & 3] if mapping and head == pfn and not other else None,
@@ -100,6 +104,13 @@ def page(kernel: Kernel, pfn: Pfn, found: Owners | None = None) -> Page:
         charge=kind,
         memory_group=group,
     )
+
+
+def _mapcount(memmap: MemMap, pfn: Pfn, head: Pfn, owner: Owner) -> int:
+    pages, heads = np.array([pfn]), np.array([head])
+    if owner is Owner.HUGETLB:  # mapped as a whole only
+        return int(entire_mapcounts(memmap, heads)[0])
+    return int(mapcounts(memmap, pages, heads)[0])
 
 
 def _migratetype(kernel: Kernel, memmap: MemMap, pfn: Pfn) -> str | None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.kernel.frames import FrameState, frames
+from inspector.kernel.mapcounts import entire_mapcounts, shared_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
-from inspector.kernel.pageflags import typed
+from inspector.kernel.pageflags import flag_bits, typed
 from inspector.symbols import Kernel
 
 _FROM_STATE = {
@@ -26,6 +27,8 @@ _FROM_STATE = {
     FrameState.KERNEL: Owner.UNMARKED,
 }
 _PART = 1 << 14  # rows written at once: they stay in the CPU's cache
+
+_MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
 
 UNCLAIMED = (Owner.UNMARKED, Owner.RESERVED)
 """What a painter may claim by default: a mark in struct page is not overruled."""
@@ -103,6 +106,7 @@ class Canvas:
             "flags": found.flags,
             "index": self.index,
             "refcount": found.refcount,
+            "mapcount": self._mapcounts(),
             "detail": self.detail,
             "owner": self.owner,
             "state": found.state,
@@ -111,12 +115,25 @@ class Canvas:
         }
         for first in range(0, len(rows), _PART):
             place = slice(first, min(first + _PART, len(rows)))
-            part, word = rows[place], found.word[place]
+            part = rows[place]
             part["pfn"] = np.arange(place.start, place.stop)
-            part["mapcount"] = np.where(typed(word), -1, word.view(np.int32) + 1)
             for name, column in columns.items():
                 part[name] = column[place]
         return Owners(rows, tuple(self._labels))
+
+    def _mapcounts(self) -> NDArray[np.int32]:
+        """The entries that map each page: its own, and those of the huge page that it is in."""
+        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
+        counts = np.where(typed(frames.word), np.int32(-1), frames.word.view(np.int32) + 1)
+        mapped = _any_of(_MAPPED)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
+        pfns = frames.used[mapped]
+        heads, which = np.unique(frames.head[mapped], return_inverse=True)
+        huge = self.owner[heads] == Owner.HUGETLB
+        shared = np.empty(len(heads), np.int64)
+        shared[~huge] = shared_mapcounts(self.memmap, heads[~huge])
+        shared[huge] = entire_mapcounts(self.memmap, heads[huge])
+        counts[pfns] = np.maximum(counts[pfns], 0) + shared[which]
+        return counts
 
 
 def spread(firsts: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:

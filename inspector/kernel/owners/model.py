@@ -57,7 +57,8 @@ FRAME = np.dtype(
 
 `index` is the place of the page in its file, in pages, where the owner is one of the page cache; 0 elsewhere.
 `state` (a FrameState), `order` and `migratetype` are as in kernel.frames.Frames. `mapcount` counts the user
-entries for this very page; it is -1 where the word holds a page type.
+entries that map the page, by itself or in a huge page, as /proc/kpagecount does; it is -1 where the word
+holds the type of a page that none can map.
 """
 
 
