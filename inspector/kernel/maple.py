@@ -38,6 +38,14 @@ def entries(tree: StructView) -> Iterator[Entry]:
         yield Entry(0, 0, root)  # a tree with one entry keeps it in the root pointer
 
 
+def find(tree: StructView, index: int) -> VirtAddr | None:
+    """The pointer that is stored for an index; None for none. Raises CorruptGuest."""
+    root = tree.ptr("ma_root")
+    if root & 3 == 2 and root > _NOT_A_POINTER:
+        return _Walk(tree.kernel).find(root, index)
+    return root if root and index == 0 else None
+
+
 class _Walk:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -57,6 +65,15 @@ class _Walk:
         return self.kernel.types.offsetof(name, "pivot"), slot.offset, slot.type.count
 
     def node(self, encoded: int, low: int, high: int, depth: int) -> Iterator[Entry]:
+        leaf = encoded >> _TYPE_SHIFT & _TYPE_MASK in self.leaves
+        for first, last, value in self.slots(encoded, low, high, depth):
+            if not leaf:
+                yield from self.node(value, first, last, depth + 1)
+            elif value:
+                yield Entry(first, last, VirtAddr(value))
+
+    def slots(self, encoded: int, low: int, high: int, depth: int) -> Iterator[tuple[int, int, int]]:
+        """Each slot of a node, that covers `low` to `high`: first and last index, and what is in it."""
         kind = encoded >> _TYPE_SHIFT & _TYPE_MASK
         self.visited += 1
         if kind not in self.layouts or depth > _MAX_DEPTH or self.visited > _MAX_NODES:
@@ -71,11 +88,18 @@ class _Walk:
                 last = high
             if not low <= last <= high:
                 raise CorruptGuest(f"maple node {encoded:#x}: pivot {last:#x} outside {low:#x}-{high:#x}")
-            value = words[slot_at // size + index]
-            if kind not in self.leaves:
-                yield from self.node(value, low, last, depth + 1)
-            elif value:
-                yield Entry(low, last, VirtAddr(value))
+            yield low, last, words[slot_at // size + index]
             if last == high:
                 return
             low = last + 1
+
+    def find(self, encoded: int, index: int) -> VirtAddr | None:
+        low, high = 0, self.kernel.pointer_mask
+        while True:
+            leaf = encoded >> _TYPE_SHIFT & _TYPE_MASK in self.leaves
+            low, high, value = next(
+                slot for slot in self.slots(encoded, low, high, self.visited) if slot[0] <= index <= slot[1]
+            )
+            if leaf:
+                return VirtAddr(value) if value else None
+            encoded = value

@@ -71,9 +71,23 @@ class Vma:
 
 def vmas(mm: Mm) -> list[Vma]:
     """Every VMA of an address space in order, the vsyscall page that all 64-bit tasks share last."""
-    found = [_vma(view, mm) for view in _views(mm.view)]
+    found = [read(view, mm) for view in _views(mm.view)]
     gate = _gate(mm)
     return [*found, gate] if gate else found
+
+
+def find(mm: Mm, address: VirtAddr) -> Vma | None:
+    """The VMA that an address lies in; None between them. The vsyscall page is not looked at."""
+    kernel = mm.view.kernel
+    if mm.view.has("mm_mt"):
+        value = maple.find(mm.view.at("mm_mt"), address)
+        if value is None or kernel.space.translate(value) is None:
+            return None
+        return read(kernel.view("vm_area_struct", value), mm)
+    for view in _views(mm.view):
+        if view.ptr("vm_start") <= address < view.ptr("vm_end"):
+            return read(view, mm)
+    return None
 
 
 def _views(mm: StructView) -> Iterator[StructView]:
@@ -93,7 +107,8 @@ def _views(mm: StructView) -> Iterator[StructView]:
         vma = vma.deref("vm_next")
 
 
-def _vma(view: StructView, mm: Mm) -> Vma:
+def read(view: StructView, mm: Mm) -> Vma:
+    """A struct vm_area_struct of this address space."""
     file = view.deref("vm_file")
     inode = file.deref("f_inode") if file else None
     superblock = inode.deref("i_sb") if inode else None
@@ -152,7 +167,7 @@ def _gate(mm: Mm) -> Vma | None:
     kernel: Kernel = mm.view.kernel
     if not kernel.symbols.has("gate_vma") or not _has_vsyscall(mm):
         return None
-    gate = _vma(kernel.variable("vm_area_struct", "gate_vma"), mm)
+    gate = read(kernel.variable("vm_area_struct", "gate_vma"), mm)
     return Vma(gate.start, gate.end, gate.flags, gate.offset, (0, 0), 0, "[vsyscall]", gate.address)
 
 

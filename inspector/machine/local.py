@@ -23,6 +23,7 @@ from inspector.machine.qmp import Qmp
 from inspector.machine.registers import parse_ram, parse_registers
 from inspector.machine.runcontrol import RunControl
 from inspector.machine.shell import Shell
+from inspector.machine.stoploop import LocalStopLoop
 from inspector.progress import SILENT, Reporter
 from inspector.units import VirtAddr, format_size
 
@@ -227,6 +228,10 @@ class LocalMachine:
     def last_stop(self) -> Stop | None:
         """What gdb says of the stop that now is."""
         return self.control.last_stop()
+
+    def stop_loop(self) -> LocalStopLoop:
+        """Breakpoints for a loop of many short stops. Raises GdbError, GuestDied, MachineError."""
+        return self.control.stop_loop()
 
     @contextmanager
     def _held_for_gdb(self) -> Iterator[Gdb]:

@@ -6,6 +6,8 @@ What it rests on (QEMU gdbstub.c, softmmu/runstate.c):
 - A QMP `cont` leaves gdb thinking that the guest is stopped: once attached, gdb does all starts and stops.
 - gdb steps over a breakpoint as it continues: STOP events come that are no stop. With gdb attached the guest
   counts as stopped once both QMP and gdb say so.
+- A loop of short stops (stoploop.py) counts as running; what others ask for holds it up at its next `go`.
+  A QMP `stop` of a guest that a breakpoint has stopped changes nothing: `query-status` stays `debug`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from inspector.errors import GdbError, GuestDied, MachineError
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import DeathListener, RunState, StateListener
 from inspector.machine.qmp import Qmp
+from inspector.machine.rsp import Rsp
+from inspector.machine.stoploop import LocalStopLoop
 
 _SETTLE = 10.0
 _GDB_STOP = 3.0
@@ -43,6 +47,9 @@ class RunControl:
         self._holds = 0
         self._held = False  # the holds alone keep the guest stopped: the last release lets it run
         self._stop: Stop | None = None
+        self._loop: LocalStopLoop | None = None
+        self._loop_at_stop = False  # a breakpoint stopped the guest, and the loop knows
+        self._loop_held = False  # somebody else wants the guest stopped
         self._panicked = False
         self.shutdown = ""
         """Why QEMU ends, as its SHUTDOWN event says (QAPI ShutdownCause): `guest-reset`, `guest-shutdown`."""
@@ -65,6 +72,8 @@ class RunControl:
 
     def on_qmp_event(self, name: str, data: dict[str, Any]) -> None:
         """An event came. Called on QMP's loop thread."""
+        if name in ("STOP", "RESUME") and self._loop:
+            return
         with self._changed:
             if name == "STOP":
                 self._vm_running = False
@@ -132,7 +141,7 @@ class RunControl:
     def _state(self) -> RunState:
         if self._dead is not None:
             return RunState("dead", f"dead: {self._dead}")
-        if self._vm_running or self._gdb_running:
+        if self._vm_running or self._gdb_running or (self._loop and not self._loop_held):
             return RunState("running", "running")
         if self._panicked:
             return RunState("panicked", "panicked")
@@ -217,6 +226,9 @@ class RunControl:
                 return
             self._asked = why
             gdb = self._gdb if self._gdb_running else None
+        if self._loop:
+            self._hold_loop()
+            return
         if gdb:
             # through gdb: a QMP stop could fall into a step over a breakpoint, which gdb would continue
             with suppress(GdbError, MachineError):
@@ -228,6 +240,9 @@ class RunControl:
 
     def _start_cpus(self) -> None:
         if self.state().running:
+            return
+        if self._loop:
+            self._release_loop()
             return
         if self._gdb_lost:  # its breakpoints are still in the stub: a new connection clears them
             self.gdb()
@@ -259,6 +274,8 @@ class RunControl:
             with self._changed:
                 if self._gdb:
                     return self._gdb
+                if self._loop:
+                    raise GdbError("the guest is being traced: gdb can attach when the trace has ended")
                 was_running = self._state().running
                 asked = self._asked
                 self._asked = "paused by gdb, attaching"
@@ -278,6 +295,81 @@ class RunControl:
             if was_running:
                 self._start_cpus()
             return gdb
+
+    # a loop of short stops
+
+    def stop_loop(self) -> LocalStopLoop:
+        """Breakpoints for a loop of many short stops; it begins at a stop. A gdb that is attached has to go.
+
+        Raises GdbError, GuestDied, and MachineError where there is such a loop.
+        """
+        with self._order:
+            self.check_alive()
+            if self._loop:
+                raise MachineError("the guest is being traced already: end that trace first")
+            if self._gdb:
+                self._gdb.close()  # the stub serves one client
+            held = not self._state().running
+            loop = LocalStopLoop(Rsp(self._gdb_socket), self)
+            self._monitor().execute(
+                "query-status"
+            )  # the STOP event of our connection comes before its answer
+            with self._changed:
+                self._gdb_lost = False
+                self._vm_running = False
+                self._loop, self._loop_at_stop, self._loop_held = loop, True, held
+                self._settle()
+            return loop
+
+    def loop_stopped(self) -> None:
+        """A breakpoint stopped the guest."""
+        with self._changed:
+            self._loop_at_stop = True
+
+    def loop_goes(self, go: Callable[[], None], closing: threading.Event) -> None:
+        """Call `go` once nobody else wants the guest stopped; not at all when `closing` is set."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._loop_held or closing.is_set() or self._dead is not None)
+            if not closing.is_set() and self._dead is None:
+                self._loop_at_stop = False
+                go()
+        self.check_alive()
+
+    def loop_ends(self, clear: Callable[[], None]) -> None:
+        """Stop the guest, call `clear`, and let it run on as it should."""
+        with self._order:
+            try:
+                self._monitor().execute("stop")
+            except MachineError:
+                clear()
+                return
+            clear()
+            with self._changed:
+                run_on = not self._loop_held
+                self._loop, self._vm_running = None, False
+            if run_on:
+                self._start_cpus()
+            with self._changed:
+                self._settle()
+
+    def _hold_loop(self) -> None:
+        with self._changed:
+            self._loop_held = True  # from here on it does not let the guest run
+            at_stop = self._loop_at_stop
+        if not at_stop:
+            self._monitor().execute("stop")
+        with self._changed:
+            self._settle()
+
+    def _release_loop(self) -> None:
+        with self._changed:
+            at_stop = self._loop_at_stop
+        # a breakpoint that the loop has yet to hear of is the loop's: its `go` will do
+        if not at_stop and self._monitor().execute("query-status")["status"] == "paused":
+            self._monitor().execute("cont")
+        with self._changed:
+            self._loop_held = False
+            self._settle()
 
     def _monitor(self) -> Qmp:
         if self._qmp is None:
