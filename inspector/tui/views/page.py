@@ -15,12 +15,13 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from inspector.kernel.owners import Owner
+from inspector.kernel.pages import Page
 from inspector.tui import palette
 from inspector.tui.actions import VIEWS, bindings
 from inspector.tui.places import Place, ViewName
 from inspector.tui.source import PageView, Source
 from inspector.tui.views.base import Go, View
-from inspector.tui.widgets.drawing import Body, Drawing, heading
+from inspector.tui.widgets.drawing import Body, Picture, heading
 from inspector.tui.widgets.hexdump import Hexdump
 from inspector.tui.widgets.table import Column, VirtualTable
 from inspector.units import Pfn, VirtAddr, format_size
@@ -45,39 +46,31 @@ def _mapping(data: PageView) -> bool:
     return bool(data.page.mapping) and data.owner in _MAPPED
 
 
-class Fields(Drawing):
+class Fields(Picture[PageView]):
     """What the struct page says."""
 
     def __init__(self) -> None:
         super().__init__(id="fields")
-        self._data: PageView | None = None
 
-    def show(self, data: PageView | None) -> None:
-        """A page."""
-        self._data = data
-        self.redraw()
-
-    def draw(self, width: int) -> Text:
+    def picture(self, data: PageView, width: int) -> Text:
         """A line a member."""
         text = Text()
-        if self._data is None:
-            return text
-        page = self._data.page
-        look = palette.OWNERS[self._data.owner]
+        page = data.page
+        look = palette.OWNERS[data.owner]
         heading(text, "struct page", width, f"at {page.address:#x}")
         flags = Text(f"{page.flags:#018x}")
         whose = Text.assemble((f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}"), f" {look.name} ")
-        whose.append(self._data.label, f"bold {palette.FOREGROUND}")
-        if self._data.owned:
-            size = format_size(self._data.owned * self._data.page_size)
-            whose.append(f"  {self._data.owned} frames, {size} in all", palette.DIM)
-        lines: list[tuple[str, Text]] = [("owner", whose), ("flags", flags), ("", self._flags(width))]
-        if self._data.charge:
-            lines.append(("charged to", Text.assemble(self._data.charge, ("  a memory cgroup", palette.DIM))))
-        if len(modes := sorted({alias.cache_mode for alias in self._data.aliases})) > 1:
+        whose.append(data.label, f"bold {palette.FOREGROUND}")
+        if data.owned:
+            size = format_size(data.owned * data.page_size)
+            whose.append(f"  {data.owned} frames, {size} in all", palette.DIM)
+        lines: list[tuple[str, Text]] = [("owner", whose), ("flags", flags), ("", self._flags(page))]
+        if data.charge:
+            lines.append(("charged to", Text.assemble(data.charge, ("  a memory cgroup", palette.DIM))))
+        if len(modes := sorted({alias.cache_mode for alias in data.aliases})) > 1:
             differ = "  its addresses differ in their cache attributes (PAT, PCD, PWT)"
             lines.append(("cache", Text.assemble((", ".join(modes), palette.WARN), (differ, palette.DIM))))
-        lines.append(("_refcount", Text.assemble(str(page.refcount), (self._refcount(), palette.DIM))))
+        lines.append(("_refcount", Text.assemble(str(page.refcount), (self._refcount(page), palette.DIM))))
         if page.page_type is not None:
             lines.append(
                 (
@@ -96,7 +89,7 @@ class Fields(Drawing):
             "ksm": "a KSM node: merged pages",
             "movable": "a driver's movable page",
         }
-        kind = kinds.get(page.mapping_kind or "", "") if _mapping(self._data) else ""
+        kind = kinds.get(page.mapping_kind or "", "") if _mapping(data) else ""
         if page.mapping and not kind:
             kind = "not a mapping: what owns the frame has other uses for the word"
         lines.append(
@@ -104,7 +97,7 @@ class Fields(Drawing):
         )
         lines.append(("index", Text(f"{page.index:#x}")))
         lines.append(("private", Text(f"{page.private:#x}")))
-        size = format_size(self._data.page_size << page.order)
+        size = format_size(data.page_size << page.order)
         if page.compound:
             role = f"tail of PFN {page.head:#x}" if page.is_tail else "head"
             lines.append(("compound", Text.assemble(role, (f"  order {page.order}, {size}", palette.DIM))))
@@ -120,16 +113,15 @@ class Fields(Drawing):
                 text.append("\n")
         return text
 
-    def _flags(self, width: int) -> Text:
-        assert self._data is not None
-        names = self._data.page.flag_names
+    @staticmethod
+    def _flags(page: Page) -> Text:
+        names = page.flag_names
         if not names:
             return Text("none set", palette.DIM)
         return Text(" ").join(Text(f" {name} ", f"{palette.BACKGROUND} on {palette.WARN}") for name in names)
 
-    def _refcount(self) -> str:
-        assert self._data is not None
-        page = self._data.page
+    @staticmethod
+    def _refcount(page: Page) -> str:
         if page.is_tail:
             return "  a tail: references are counted on the head"
         return (
@@ -141,27 +133,19 @@ class Fields(Drawing):
         )
 
 
-class Neighbours(Drawing):
+class Neighbours(Picture[PageView]):
     """The owners of the frames around, the page itself in the middle, and how its block is shared out."""
 
     def __init__(self) -> None:
         super().__init__(id="neighbours")
-        self._data: PageView | None = None
 
-    def show(self, data: PageView | None) -> None:
-        """A page."""
-        self._data = data
-        self.redraw()
-
-    def draw(self, width: int) -> Text:
+    def picture(self, data: PageView, width: int) -> Text:
         """A line of letters on colours, and a mark under the page."""
         text = Text()
-        if self._data is None:
-            return text
-        at = self._data.page.pfn - self._data.around_first
-        first = max(0, min(at - width // 2, self._data.around.size - width))
-        states = self._data.around[first : first + width].tolist()
-        edge = first + self._data.around_first
+        at = data.page.pfn - data.around_first
+        first = max(0, min(at - width // 2, data.around.size - width))
+        states = data.around[first : first + width].tolist()
+        edge = first + data.around_first
         note = f"PFN {edge:#x} to {edge + len(states) - 1:#x}"
         heading(text, "Neighbours", width, note)
         for index, state in enumerate(states):
@@ -174,19 +158,17 @@ class Neighbours(Drawing):
             )
             text.append(look.glyph if look.glyph.strip() else "×" if here else " ", style)
         text.append("\n" + " " * (at - first) + "▲\n", palette.CURSOR)
-        text.append_text(self._block(width))
+        text.append_text(self._block(data, width))
         return text
 
-    def _block(self, width: int) -> Text:
+    @staticmethod
+    def _block(data: PageView, width: int) -> Text:
         """The pageblock that the frame is in, by owner."""
-        assert self._data is not None
-        start = self._data.page.pfn & ~(_BLOCK - 1)
-        first = max(0, start - self._data.around_first)
-        owners = self._data.around[first : start - self._data.around_first + _BLOCK]
+        start = data.page.pfn & ~(_BLOCK - 1)
+        first = max(0, start - data.around_first)
+        owners = data.around[first : start - data.around_first + _BLOCK]
         counts = np.bincount(owners)
-        text = Text.assemble(
-            (f"its {format_size(_BLOCK * self._data.page_size)} at PFN {start:#x}", palette.DIM)
-        )
+        text = Text.assemble((f"its {format_size(_BLOCK * data.page_size)} at PFN {start:#x}", palette.DIM))
         for owner in np.argsort(-counts, kind="stable").tolist():
             if counts[owner]:
                 look = palette.OWNERS[owner]
@@ -196,24 +178,21 @@ class Neighbours(Drawing):
         return text
 
 
-class Objects(Drawing):
+class Objects(Picture[PageView]):
     """The objects of the slab that the page is in; those that do not touch the page itself are dim."""
 
     def __init__(self) -> None:
         super().__init__(id="objects")
-        self._data: PageView | None = None
 
     def show(self, data: PageView | None) -> None:
-        """A page."""
-        self._data = data
+        """Out of the way where there is no slab."""
         self.display = data is not None and data.objects.size > 0
-        self.redraw()
+        super().show(data)
 
-    def draw(self, width: int) -> Text:
+    def picture(self, data: PageView, width: int) -> Text:
         """A letter an object in the order of their addresses, and what the letters mean."""
         text = Text()
-        data = self._data
-        if data is None or not data.objects.size:
+        if not data.objects.size:
             return text
         states = data.objects["state"]
         heading(text, "Objects", width, f"{states.size} in the slab that this frame is of")

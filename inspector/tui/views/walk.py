@@ -18,31 +18,23 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.source import Source, WalkView
 from inspector.tui.views.base import Go, View
 from inspector.tui.widgets.bits import AddressBits, EntryFlags, Steps
-from inspector.tui.widgets.drawing import Body, Drawing
+from inspector.tui.widgets.drawing import Body, Picture
 from inspector.units import Pfn, VirtAddr, format_size, printable
 
 
-class Outcome(Drawing):
+class Outcome(Picture[WalkView]):
     """Where the walk ends: a physical address, or what the MMU would do instead."""
 
     def __init__(self) -> None:
         super().__init__(id="outcome")
-        self._data: WalkView | None = None
 
-    def show(self, data: WalkView | None) -> None:
-        """A walk."""
-        self._data = data
-        self.redraw()
-
-    def draw(self, width: int) -> Text:
+    def picture(self, data: WalkView, width: int) -> Text:
         """Two lines."""
         text = Text()
-        if self._data is None:
-            return text
-        walk = self._data.walk
+        walk = data.walk
         if walk.phys is None or walk.page_size is None:
             lines = [Text(f"✖ {walk.fault.what if walk.fault else 'no page'}", f"bold {palette.BAD}")]
-            lines.append(Text(f"  {self._reading()}", palette.DIM))
+            lines.append(Text(f"  {self._reading(data)}", palette.DIM))
         else:
             found = Text()
             found.append("✔ ", palette.GOOD)
@@ -71,10 +63,10 @@ class Outcome(Drawing):
                 text.append("\n")
         return text
 
-    def _reading(self) -> str:
+    @staticmethod
+    def _reading(data: WalkView) -> str:
         """What the kernel is likely to make of the fault."""
-        assert self._data is not None
-        data, fault = self._data, self._data.walk.fault
+        fault = data.walk.fault
         if fault is None or fault.kind is FaultKind.NON_CANONICAL:
             return "no page table was read at all"
         if data.pid is None:

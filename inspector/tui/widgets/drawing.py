@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
@@ -12,6 +12,8 @@ from textual.message import Message
 from textual.widget import Widget
 
 from inspector.tui import palette
+
+_T = TypeVar("_T")
 
 
 class Edge(Message):
@@ -45,6 +47,25 @@ class Drawing(Widget):
         text.no_wrap = True
         text.end = ""
         return text
+
+
+class Picture(Drawing, Generic[_T]):
+    """A drawing of one thing, empty while there is none; subclasses say in picture() how it looks."""
+
+    _data: _T | None = None
+
+    def show(self, data: _T | None) -> None:
+        """The thing."""
+        self._data = data
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """The thing's picture."""
+        return Text() if self._data is None else self.picture(self._data, width)
+
+    def picture(self, data: _T, width: int) -> Text:
+        """The whole drawing, lines no wider than `width`."""
+        raise NotImplementedError
 
 
 class Body(VerticalScroll, can_focus=False, inherit_bindings=False):
