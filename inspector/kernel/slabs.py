@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadFormat, CorruptGuest
-from inspector.kernel import lists
-from inspector.kernel.bulk import MAX_SPAN
+from inspector.kernel import bulk, lists
 from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import flag_bits, flags_path
@@ -107,20 +106,11 @@ def columns(
 
     Raises NoSuchField, and CorruptGuest where an address other than NULL is not mapped.
     """
-    fields = [kernel.types.field(type_name, path) for path in paths]
-    first = min(field.offset for field in fields)
-    size = max(field.offset + field.width for field in fields) - first
-    if size > MAX_SPAN:
-        raise BadFormat(f"the types are corrupt: members of {type_name} lie {size} bytes apart")
-    raw, ok = kernel.space.gather(addresses + np.uint64(first), np.dtype(np.uint8), max(size, 2))
-    lost = np.flatnonzero(~ok & (addresses != 0))
-    if lost.size:
-        raise CorruptGuest(f"no struct {type_name} can be at {int(addresses[lost[0]]):#x}: it is not mapped")
-    raw[addresses == 0] = 0
-    return [
-        member(raw, field.offset - first, kernel, type_name, path)
-        for field, path in zip(fields, paths, strict=True)
-    ]
+    there = addresses != 0
+    found = [np.zeros(len(addresses), np.uint64) for _ in paths]
+    for column, values in zip(found, bulk.columns(kernel, type_name, addresses[there], *paths), strict=True):
+        column[there] = values.view(np.uint64)
+    return found
 
 
 def member(
