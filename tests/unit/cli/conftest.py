@@ -182,7 +182,7 @@ class FakeGuest:
         return VirtAddr(KERNEL_SYMBOL)
 
     def symbol_at(self, address: int) -> Any:
-        return thing(name="init_task"), address - KERNEL_SYMBOL
+        return thing(name="init_task", module=None), address - KERNEL_SYMBOL
 
     def page(self, pfn: int, owners: Owners | None = None) -> Any:
         if pfn > 255:
