@@ -83,6 +83,8 @@ class GuestSource:
         self._reverse = _Recent(guest.reverse_map)
         self._caches = _Recent(guest.slabs)
         self._usage = _Recent(self._read_usage)
+        self._smaps_pid = 1
+        self._smaps = _Recent(lambda: guest.task(1).smaps())
 
     def state(self) -> RunState:
         """Running or stopped, and why."""
@@ -123,6 +125,7 @@ class GuestSource:
             task = self._guest.task(pid)
             vmas, mappings = task.vmas(), task.mappings()
             root = task.space.root
+            used = self._uses(pid)
         resident = Resident(mappings)
         large = Resident(mappings[mappings["size"] > self._page_size])
         starts = np.array([vma.start for vma in vmas], np.uint64)
@@ -132,12 +135,20 @@ class GuestSource:
         )
         return Space(
             task=self._row(task),
-            vmas=tuple(VmaRow(vma, full, big) for vma, full, big in rows),
+            vmas=tuple(VmaRow(vma, full, big, *used.get(vma.start, (0, 0))) for vma, full, big in rows),
             resident=resident,
             root=root,
             paging=self._guest.kernel.space.format.name,
             page_size=self._page_size,
         )
+
+    def _uses(self, pid: int) -> dict[int, tuple[int, int]]:
+        """PSS and swapped bytes of each of a task's VMAs by its start, maybe some moments old."""
+        if pid != self._smaps_pid:
+            self._smaps_pid, self._smaps = pid, _Recent(lambda: self._guest.task(pid).smaps())
+        rows = self._smaps.recent()
+        columns = (rows[name].tolist() for name in ("start", "pss", "swap"))
+        return {start: (pss, swap) for start, pss, swap in zip(*columns, strict=True)}
 
     def walk(self, place: Place) -> WalkView:
         """An address followed in a task, from a CPU's CR3 or in the kernel's tables. Raises NoSuchTask."""

@@ -68,11 +68,16 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class VmaRow:
-    """A VMA, and how many of its bytes are mapped: at all, and by large pages."""
+    """A VMA, and how many of its bytes are mapped: at all, and by large pages.
+
+    `pss` shares each page out among all that map it, and `swap` is what lies in swap, as in smaps.
+    """
 
     vma: Vma
     resident: int
     large: int
+    pss: int
+    swap: int
 
 
 @dataclass(frozen=True, slots=True)

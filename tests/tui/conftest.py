@@ -278,7 +278,10 @@ class FakeSource:
         mappings = np.zeros(2, MAPPING)
         mappings["va"], mappings["size"] = [0x400000, 0x7F0000403000], PAGE
         areas = [] if row.kernel_thread else self.areas
-        rows = [VmaRow(area, PAGE if area.start in (0x400000, 0x7F0000400000) else 0, 0) for area in areas]
+        rows = [
+            VmaRow(area, PAGE if area.start in (0x400000, 0x7F0000400000) else 0, 0, 1365, 7 * MIB)
+            for area in areas
+        ]
         return Space(row, tuple(rows), Resident(mappings), ROOT, "x86-64 4-level", PAGE)
 
     def walk(self, place: Place) -> WalkView:

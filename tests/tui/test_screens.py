@@ -106,6 +106,8 @@ def test_space(play: Play, size: tuple[int, int]) -> None:
         screen.app.go(Place(ViewName.SPACE, pid=42))
         await screen.shows("worker PID 42", "root 0x1000", "3 VMAs")
         await screen.shows("0x7f0000400000", "1 MiB", "rw-p", "[heap]", "r-xp", "/bin/worker", "[stack]")
+        if size[0] > 80:
+            await screen.shows("pss", "1.3 KiB", "swap", "7 MiB")
         await screen.shows("┊")  # holes between the VMAs
         await screen.press("down")
         await screen.shows("0x7f0000400000-0x7f0000500000", "256 pages", "READ WRITE")

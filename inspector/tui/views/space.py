@@ -51,6 +51,8 @@ COLUMNS: tuple[Column[VmaRow], ...] = (
     Column("resident", lambda row: _bytes(row.resident), lambda row: row.resident, 10, True, falls=True),
     Column("share", lambda row: bar(_share(row), _FILL), _share, _FILL, color=_kind_color, falls=True),
     Column("large", lambda row: _bytes(row.large), lambda row: row.large, 9, True, rank=2, falls=True),
+    Column("pss", lambda row: _bytes(row.pss), lambda row: row.pss, 9, True, rank=2, falls=True),
+    Column("swap", lambda row: _bytes(row.swap), lambda row: row.swap, 9, True, rank=3, falls=True),
     Column("perm", lambda row: row.vma.permissions, lambda row: row.vma.permissions, 4),
     Column("offset", _offset, lambda row: row.vma.offset, 10, True, rank=4),
     Column("name", _name, _name, 0, color=_kind_color, least=28),
