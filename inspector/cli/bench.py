@@ -74,7 +74,6 @@ def measure(kernel: str, effort: Effort, peer: bool, reporter: Reporter, missing
         questions = (
             ("one task's page tables", partial(bench_rows.mappings_row, guest, task, drgn, effort)),
             ("single addresses", partial(bench_rows.walk_row, guest, task, drgn, effort)),
-            ("frames", partial(bench_rows.frames_row, guest, drgn, effort)),
             ("zones and free lists", partial(bench_rows.free_row, guest, drgn, effort)),
         )
         for what, question in questions:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from inspector.cli.bench_drgn import NAME, Drgn
 from inspector.errors import KernelError
 from inspector.guest import Guest
-from inspector.kernel.memmap import MemMap
 from inspector.kernel.tasks import Task
 from inspector.machine import LocalMachine
-from inspector.units import Pfn, VirtAddr, format_size
+from inspector.units import VirtAddr, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +46,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How often each thing is measured, and how many items the peer is given."""
+    """How often each thing is measured, and how many items and slab caches the peer is given."""
 
     repeats: int
     attaches: int
     sample: int
+    caches: int | None
 
 
-FULL = Effort(repeats=15, attaches=15, sample=4000)
-QUICK = Effort(repeats=3, attaches=3, sample=500)
+FULL = Effort(repeats=15, attaches=15, sample=4000, caches=None)
+QUICK = Effort(repeats=3, attaches=3, sample=500, caches=3)
 
 
 def seconds(question: Callable[[], object], repeats: int) -> float:
@@ -178,39 +178,6 @@ def _leaf_tables(task: Task, rows: NDArray[np.void]) -> NDArray[np.uint64]:
     entries = [space.walk(VirtAddr(int(va))).steps[-1].entry_address for va in firsts]
     page_mask = space.format.page_size - 1
     return np.array([entry & ~page_mask for entry in entries], np.uint64)
-
-
-def frames_row(guest: Guest, drgn: Drgn | None, effort: Effort) -> Row:
-    """Every frame of memory; the floor copies mem_map."""
-    count = guest.frames().size
-    took = seconds(guest.frames, effort.repeats)
-    with guest.paused():
-        memmap = MemMap(guest.kernel)
-        space = guest.kernel.space
-
-        def copy() -> None:
-            for first, end in memmap.runs:
-                space.array(memmap.address(first), (end - first) * memmap.struct_size).copy()
-
-        floor = seconds(copy, effort.repeats)
-    size = format_size(guest.machine.memory_size)
-    row = Row(
-        "frames", count, took, floor_s=floor, note=f"guest.frames() of {size}; the peer reads only the flags"
-    )
-    if drgn is None:
-        return row
-    pfns = [
-        pfn
-        for pfn in np.random.default_rng(0).integers(0, count, effort.sample).tolist()
-        if memmap.has(Pfn(pfn))
-    ]
-    with guest.paused():
-        found = drgn.page_flags(pfns)
-        ours = guest.frames()["flags"][pfns].tolist()
-        took = seconds(lambda: drgn.page_flags(pfns), min(effort.repeats, 3))
-    if found != ours:
-        raise KernelError(f"{NAME} reads other page flags than we do: one is wrong")
-    return row.beside(len(pfns), took)
 
 
 def free_row(guest: Guest, drgn: Drgn | None, effort: Effort) -> Row:
