@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from inspector.errors import MachineError
+from inspector.machine.stoploop import StopLoop
 from inspector.units import VirtAddr
 
 RamRange = tuple[int, int, int]
@@ -169,6 +170,9 @@ class Machine(Protocol):
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """What QMP returns. Raises QmpError."""
+
+    def stop_loop(self) -> StopLoop:
+        """Breakpoints for a loop of many short stops. Raises GdbError, MachineError (one is on)."""
 
     def console_tail(self, lines: int = 40) -> str:
         """The last lines of the serial console, control characters made visible."""

@@ -6,6 +6,7 @@ import base64
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from inspector.machine.model import (
     StateListener,
 )
 from inspector.machine.names import open_guests
+from inspector.machine.stoploop import Hit
 from inspector.machine.wire import (
     VERSION,
     Line,
@@ -29,6 +31,7 @@ from inspector.machine.wire import (
     unpack_registers,
     unpack_state,
 )
+from inspector.units import VirtAddr
 
 
 class RemoteMachine:
@@ -211,6 +214,16 @@ class RemoteMachine:
         """What QMP returns. Raises QmpError."""
         return self._ask("qmp", command=command, arguments=arguments)
 
+    def stop_loop(self) -> RemoteStopLoop:
+        """Breakpoints for a loop of many short stops, which the holder takes out when this process ends."""
+        line = self._dial()
+        try:
+            self._exchange(line, {"op": "loop_open"})
+        except BaseException:
+            line.close()
+            raise
+        return RemoteStopLoop(line, self._exchange)
+
     def console_tail(self, lines: int = 40) -> str:
         """The last lines of the serial console."""
         return str(self._ask("console_tail", lines=lines))
@@ -244,6 +257,56 @@ class RemoteMachine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class RemoteStopLoop:
+    """A StopLoop of the guest's holder, over a line of its own: when that ends the holder closes it."""
+
+    def __init__(self, line: Line, exchange: Callable[[Line, dict[str, Any]], Any]) -> None:
+        self._line = line
+        self._exchange = exchange
+        self._closed = False
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        return self._exchange(self._line, {"op": f"loop_{operation}", **arguments})
+
+    def insert(self, address: VirtAddr) -> None:
+        """See StopLoop."""
+        self._ask("insert", address=address)
+
+    def remove(self, address: VirtAddr) -> None:
+        """See StopLoop."""
+        self._ask("remove", address=address)
+
+    def wait(self, timeout: float) -> Hit | None:
+        """See StopLoop."""
+        hit = self._ask("wait", timeout=timeout)
+        return Hit(**hit) if hit else None
+
+    def set_register(self, name: str, value: int) -> None:
+        """See StopLoop."""
+        self._ask("set_register", name=name, value=value)
+
+    def write(self, address: VirtAddr, data: bytes) -> None:
+        """See StopLoop."""
+        self._ask("write", address=address, data=data.hex())
+
+    def step(self) -> None:
+        """See StopLoop."""
+        self._ask("step")
+
+    def go(self, timeout: float) -> bool:
+        """See StopLoop."""
+        return bool(self._ask("go", timeout=timeout))
+
+    def close(self) -> None:
+        """See StopLoop."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self._ask("close")
+            finally:
+                self._line.close()
 
 
 def connect(name: str) -> RemoteMachine:

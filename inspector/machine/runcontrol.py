@@ -326,14 +326,15 @@ class RunControl:
         with self._changed:
             self._loop_at_stop = True
 
-    def loop_goes(self, go: Callable[[], None], closing: threading.Event) -> None:
-        """Call `go` once nobody else wants the guest stopped; not at all when `closing` is set."""
+    def loop_goes(self, go: Callable[[], None], timeout: float) -> bool:
+        """Call `go` once nobody else wants the guest stopped; False where somebody does for `timeout` s."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._loop_held or closing.is_set() or self._dead is not None)
-            if not closing.is_set() and self._dead is None:
+            free = self._changed.wait_for(lambda: not self._loop_held or self._dead is not None, timeout)
+            self.check_alive()
+            if free:
                 self._loop_at_stop = False
                 go()
-        self.check_alive()
+            return free
 
     def loop_ends(self, clear: Callable[[], None]) -> None:
         """Stop the guest, call `clear`, and let it run on as it should."""

@@ -17,6 +17,7 @@ from inspector.errors import InspectorError, MachineError
 from inspector.machine.local import LocalMachine
 from inspector.machine.model import RunState
 from inspector.machine.names import listen
+from inspector.machine.stoploop import LocalStopLoop
 from inspector.machine.wire import VERSION, Line, pack_completed, pack_error, peer_is_us
 
 
@@ -112,6 +113,7 @@ class _Client:
         self.line = line
         self.listens = False
         self._holds = 0
+        self._loop: LocalStopLoop | None = None
 
     def serve(self) -> None:
         try:
@@ -126,6 +128,8 @@ class _Client:
 
     def _let_go(self) -> None:
         """A client that ends lets the guest run on: nobody else would know that it is stopped."""
+        with suppress(InspectorError):
+            self.loop_close()
         with suppress(InspectorError):
             for _ in range(self._holds):
                 self.machine.release()
@@ -186,12 +190,39 @@ class _Client:
             self._holds -= 1
             self.machine.release()
 
+    @property
+    def loop(self) -> LocalStopLoop:
+        if self._loop is None:
+            raise MachineError("no loop of stops is open on this line")
+        return self._loop
+
+    def loop_open(self) -> None:
+        self._loop = self.machine.stop_loop()
+
+    def loop_wait(self, timeout: float) -> dict[str, Any] | None:
+        hit = self.loop.wait(timeout)
+        return asdict(hit) if hit else None
+
+    def loop_close(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop:
+            loop.close()
+
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "pause": _Client.pause,
     "resume": _Client.resume,
     "hold": _Client.hold,
     "release": _Client.release,
+    "loop_open": _Client.loop_open,
+    "loop_insert": lambda client, address: client.loop.insert(address),
+    "loop_remove": lambda client, address: client.loop.remove(address),
+    "loop_wait": _Client.loop_wait,
+    "loop_set_register": lambda client, name, value: client.loop.set_register(name, value),
+    "loop_write": lambda client, address, data: client.loop.write(address, bytes.fromhex(data)),
+    "loop_step": lambda client: client.loop.step(),
+    "loop_go": lambda client, timeout: client.loop.go(timeout),
+    "loop_close": _Client.loop_close,
     "state": lambda client: asdict(client.machine.state()),
     "registers": lambda client: [asdict(cpu) for cpu in client.machine.registers()],
     "run": lambda client, command, timeout: pack_completed(client.machine.run(command, timeout)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,11 +51,8 @@ class StopLoop(Protocol):
     def step(self) -> None:
         """Let the CPU that stopped execute the instruction there, breakpoint or not. Raises GdbError."""
 
-    def go(self) -> None:
-        """Let the guest run. Raises GuestDied."""
-
-    def wake(self) -> None:
-        """Make `go` return though somebody holds the guest: the loop is to end. From any thread."""
+    def go(self, timeout: float) -> bool:
+        """Let the guest run; False where somebody else still holds it after `timeout` s. Raises GuestDied."""
 
     def close(self) -> None:
         """Take all breakpoints out and let the guest run on (unless it is paused). Idempotent."""
@@ -68,8 +64,8 @@ class Gate(Protocol):
     def loop_stopped(self) -> None:
         """A breakpoint stopped the guest."""
 
-    def loop_goes(self, go: Callable[[], None], closing: threading.Event) -> None:
-        """Call `go` once nobody else wants the guest stopped; not at all when `closing` is set."""
+    def loop_goes(self, go: Callable[[], None], timeout: float) -> bool:
+        """Call `go` once nobody else wants the guest stopped; False where somebody does for `timeout` s."""
 
     def loop_ends(self, clear: Callable[[], None]) -> None:
         """Stop the guest, call `clear`, and let it run on as it should."""
@@ -83,7 +79,6 @@ class LocalStopLoop:
         self._gate = gate
         self._breakpoints: set[VirtAddr] = set()
         self._cpu = 0
-        self._closing = threading.Event()
         self._closed = False
 
     def insert(self, address: VirtAddr) -> None:
@@ -102,7 +97,7 @@ class LocalStopLoop:
         """See StopLoop. What stops the guest otherwise (a pause) is not told."""
         packet = self._rsp.receive(timeout)
         cpu = stop_cpu(packet) if packet else None
-        if cpu is None or self._closing.is_set():
+        if cpu is None:
             return None
         self._gate.loop_stopped()
         self._cpu = cpu
@@ -118,21 +113,22 @@ class LocalStopLoop:
 
     def step(self) -> None:
         """See StopLoop."""
+        address = VirtAddr(self._rsp.registers()["rip"])
+        armed = address in self._breakpoints
+        if armed:  # KVM would stop at it again
+            self._rsp.remove(address)
         self._rsp.step(self._cpu)
+        if armed:
+            self._rsp.insert(address)
 
-    def go(self) -> None:
+    def go(self, timeout: float) -> bool:
         """See StopLoop."""
-        self._gate.loop_goes(self._rsp.go, self._closing)
-
-    def wake(self) -> None:
-        """See StopLoop."""
-        self._closing.set()
+        return self._gate.loop_goes(self._rsp.go, timeout)
 
     def close(self) -> None:
         """See StopLoop. The thread that waits for stops has ended, or is this one."""
         if not self._closed:
             self._closed = True
-            self._closing.set()
             self._gate.loop_ends(self._clear)
 
     def _clear(self) -> None:

@@ -110,8 +110,10 @@ def effect(code: bytes, registers: dict[str, int], read: Read) -> Effect | None:
     return None
 
 
-def pass_over(loop: StopLoop, hit: Hit, code: bytes, read: Read) -> None:
-    """Leave the breakpoint's instruction behind, as if the CPU had executed it."""
+def pass_over(loop: StopLoop, hit: Hit, code: bytes | None, read: Read) -> None:
+    """Leave the instruction at a breakpoint behind, as if the CPU had executed it; no code: no breakpoint."""
+    if code is None:
+        return
     what = effect(code, hit.registers, read)
     if what is None:
         loop.step()
