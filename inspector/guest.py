@@ -10,46 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from inspector import images, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
-    buddy,
     cpus,
-    ksyms,
-    memcg,
-    meminfo,
-    modules,
-    owners,
-    pages,
-    resources,
-    slab_objects,
-    slabs,
-    swap,
-    tasks,
-    vmalloc,
-    zones,
 )
-from inspector.kernel.memcg import MemoryGroup
-from inspector.kernel.memmap import MemMap
-from inspector.kernel.modules import Module
-from inspector.kernel.owners import Owners
-from inspector.kernel.pages import Page
-from inspector.kernel.resources import Resource
-from inspector.kernel.rmap import Alias, ReverseMap
-from inspector.kernel.slab_objects import SlabObject
-from inspector.kernel.slabs import SlabCache
-from inspector.kernel.swap import SwapArea
 from inspector.kernel.tasks import Task
-from inspector.kernel.vmalloc import VmallocArea
-from inspector.kernel.zones import Zone
+from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
-from inspector.symbols import Kernel, Symbol
-from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+from inspector.symbols import Kernel
+from inspector.units import PhysAddr, VirtAddr, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +53,7 @@ class GuestInfo:
     attach_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class FreeCounts:
-    """One zone's free blocks: `counts[migratetype, order]`, as in /proc/pagetypeinfo."""
-
-    node: int
-    zone: str
-    migratetypes: tuple[str, ...]
-    counts: NDArray[np.int64]
-
-
-class Guest:
+class Guest(Linux):
     """A running guest that can be asked. Close it, or use it as a context manager.
 
     Answers that read much pause the guest for some milliseconds, so that they are whole; with `live` set they
@@ -222,19 +184,6 @@ class Guest:
                 attach_seconds=self._attach_seconds,
             )
 
-    def symbol(self, name: str) -> VirtAddr:
-        """The address of a symbol of the kernel, or else of a loaded module. Raises NoSuchSymbol."""
-        with self.still():
-            return ksyms.address_of(self.kernel, name)
-
-    def symbol_at(self, address: VirtAddr) -> tuple[Symbol, int] | None:
-        """The symbol, the kernel's or a module's, that an address lies in and the offset into it in bytes.
-
-        None where none is near.
-        """
-        with self.still():
-            return ksyms.symbol_at(self.kernel, address)
-
     # Bytes
 
     def read_phys(self, address: PhysAddr, size: int) -> bytes:
@@ -289,103 +238,3 @@ class Guest:
     @staticmethod
     def _paging(registers: CpuRegisters) -> tuple[PagingFormat, PhysAddr]:
         return paging_of(registers.cr0, registers.cr3, registers.cr4, registers.efer)
-
-    # Linux
-
-    def tasks(self, threads: bool = False) -> list[Task]:
-        """Every process by PID, kernel threads too; with `threads` every thread."""
-        with self.still():
-            return tasks.tasks(self.kernel, threads)
-
-    def task(self, pid: int) -> Task:
-        """The process or thread with that PID. Raises NoSuchTask."""
-        with self.still():
-            return tasks.task(self.kernel, pid)
-
-    def zones(self) -> list[Zone]:
-        """Every zone of every node: sizes, watermarks, free counts, in pages."""
-        with self.still():
-            return zones.zones(self.kernel)
-
-    def buddy(self) -> list[FreeCounts]:
-        """Free blocks by migratetype and order, for each zone that has memory."""
-        with self.still():
-            names = buddy.migratetypes(self.kernel)
-            blocks = buddy.free_blocks(self.kernel, MemMap(self.kernel))
-            return [
-                FreeCounts(zone.node, zone.name, names, buddy.counts(blocks, zone, len(names)))
-                for zone in zones.zones(self.kernel)
-                if zone.populated
-            ]
-
-    def page(self, pfn: Pfn, owners: Owners | None = None) -> Page:
-        """All that is known of a frame: its struct page, whose it is, what is charged. Raises NoSuchFrame.
-
-        `owners` are owners() of the same moment: worth giving where many pages are asked for.
-        """
-        with self.still():
-            return pages.page(self.kernel, pfn, owners)
-
-    def frames(self) -> NDArray[np.void]:
-        """A row a PFN for all of memory, as kernel.owners.FRAME; owners() has the labels too."""
-        return self.owners().rows
-
-    def slabs(self) -> list[SlabCache]:
-        """Every slab cache, with the counts of /proc/slabinfo. Raises CorruptGuest."""
-        with self.still():
-            return slabs.slabs(self.kernel)
-
-    def slab_objects(self, cache: SlabCache | None = None) -> NDArray[np.void]:
-        """Every object of a slab cache, or of all: allocated, or where it waits. Raises CorruptGuest."""
-        with self.still():
-            return slab_objects.objects(self.kernel, cache)
-
-    def slab_object(self, address: VirtAddr) -> SlabObject | None:
-        """The slab object that an address lies in; None where none is."""
-        with self.still():
-            return slab_objects.object_at(self.kernel, address)
-
-    def vmalloc_areas(self) -> list[VmallocArea]:
-        """Every area of the vmalloc region, as /proc/vmallocinfo lists them. Raises CorruptGuest."""
-        with self.still():
-            return vmalloc.areas(self.kernel)
-
-    def modules(self) -> list[Module]:
-        """Every loaded module and where it lies. Raises CorruptGuest."""
-        with self.still():
-            return modules.modules(self.kernel)
-
-    def iomem(self) -> list[Resource]:
-        """What each range of physical addresses is for, as /proc/iomem shows it. Raises CorruptGuest."""
-        with self.still():
-            return resources.iomem(self.kernel)
-
-    def meminfo(self) -> dict[str, int]:
-        """The numbers of /proc/meminfo, computed as the kernel does."""
-        with self.still():
-            return meminfo.meminfo(self.kernel)
-
-    def memory_groups(self) -> list[MemoryGroup]:
-        """Every memory cgroup, with what is charged to it. Raises CorruptGuest."""
-        with self.still():
-            return memcg.memory_groups(self.kernel)
-
-    def swap_areas(self) -> list[SwapArea]:
-        """Every swap area in use, as /proc/swaps lists them."""
-        with self.still():
-            return swap.areas(self.kernel)
-
-    def owners(self) -> Owners:
-        """Who owns each frame: a class for every PFN, and for most the very task, cache, area or module."""
-        with self.still():
-            return owners.owners(self.kernel)
-
-    def reverse_map(self) -> ReverseMap:
-        """Who maps each frame, from the page tables of every task and the kernel. Raises CorruptGuest."""
-        with self.still():
-            return ReverseMap.build(self.kernel)
-
-    def mapped_by(self, pfn: Pfn) -> list[Alias]:
-        """Every virtual address of a frame, tasks' and the kernel's; reverse_map() answers for many."""
-        with self.still():
-            return ReverseMap.build(self.kernel, only=pfn).of(pfn)

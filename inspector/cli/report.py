@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from inspector.cli import output, report_view
 from inspector.cli.options import GuestOptions, guest_options, opened
-from inspector.guest import Cpu, FreeCounts, Guest, GuestInfo
+from inspector.guest import Cpu, Guest, GuestInfo
 from inspector.kernel.frames import FrameState
 from inspector.kernel.owners import Owners
 from inspector.kernel.tasks import Task
 from inspector.kernel.zones import Zone
+from inspector.linux import FreeCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from inspector.tui.places import Place
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
 if TYPE_CHECKING:
-    from inspector.guest import Cpu, FreeCounts, GuestInfo
+    from inspector.guest import Cpu, GuestInfo
+    from inspector.linux import FreeCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 
 from inspector.arch import MAPPING, X86_64_4LEVEL, walk
 from inspector.errors import GuestDied, NoSuchFrame, NoSuchSymbol, NoSuchTask
-from inspector.guest import Cpu, FreeCounts, GuestInfo
+from inspector.guest import Cpu, GuestInfo
 from inspector.kernel.memcg import ChargeKind, MemoryGroup
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
@@ -26,6 +26,7 @@ from inspector.kernel.swap import SwapArea
 from inspector.kernel.vmalloc import BUSY, UNPURGED, VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Watermarks, Zone
+from inspector.linux import FreeCounts
 from inspector.machine import Completed, CpuRegisters, RunState
 from inspector.memory import MappedRam, RamBlock
 from inspector.tui.app import InspectorApp

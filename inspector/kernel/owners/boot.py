@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspector.errors import InspectorError
+from inspector.kernel.dma import bounce_buffer
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
@@ -68,27 +69,14 @@ def _boot_memory(canvas: Canvas) -> None:
     for node in nodes(kernel):
         start = kernel.virt_to_phys(node.address)
         canvas.paint_run(start, start + node.type.size, Owner.RESERVED, "struct pglist_data", _RESERVED)
-    if found := _swiotlb(kernel):
-        canvas.paint_run(*found, Owner.RESERVED, "swiotlb", _RESERVED)
+    if bounce := bounce_buffer(kernel):
+        canvas.paint_run(bounce.start, bounce.end, Owner.RESERVED, "swiotlb", _RESERVED)
     for table, shift in _BOOT_HASHES.items():
         if table in symbols and shift in symbols and (at := kernel.word(table)):
             bits = 32 - kernel.space.u32(kernel.symbol(shift))
             phys = kernel.space.translate(VirtAddr(at))
             if phys is not None and 0 < bits < 32:
                 canvas.paint_run(phys, phys + (kernel.pointer_size << bits), Owner.RESERVED, table, _RESERVED)
-
-
-def _swiotlb(kernel: Kernel) -> tuple[int, int] | None:
-    """The physical range of the bounce buffers (kernel/dma/swiotlb.c); None where boot took none."""
-    symbols, start, end = kernel.symbols, 0, 0
-    if "io_tlb_default_mem" in symbols and kernel.types.has("io_tlb_mem"):
-        memory = kernel.variable("io_tlb_mem", "io_tlb_default_mem")
-        # 158dbe9c9a3d (6.6) put the range into a pool; 463e862ac63e (5.14) had made a struct of it.
-        where = "defpool." if memory.has("defpool.start") else ""
-        start, end = memory.int(f"{where}start"), memory.int(f"{where}end")
-    elif "io_tlb_start" in symbols and "io_tlb_end" in symbols:
-        start, end = kernel.word("io_tlb_start"), kernel.word("io_tlb_end")
-    return (start, end) if 0 < start < end else None
 
 
 def _first_percpu_chunk(canvas: Canvas) -> None:

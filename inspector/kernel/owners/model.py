@@ -62,6 +62,9 @@ holds the type of a page that none can map.
 """
 
 
+_NO_LABEL = 0xFFFF_FFFF
+
+
 @dataclass(frozen=True, slots=True)
 class Owners:
     """Every frame's owner at one moment. `rows` are FRAME, a row a PFN; `labels[0]` is empty."""
@@ -73,6 +76,14 @@ class Owners:
         """A frame's owner, and which one; the label may hold guest text."""
         row = self.rows[pfn]
         return Owner(int(row["owner"])), self.labels[int(row["detail"])]
+
+    def frames_of(self, owner: Owner, label: str = "") -> NDArray[np.void]:
+        """The rows of a class; with a label, of that object alone: `/bin/busybox`, `dentry`, `touch (84)`."""
+        chosen = self.rows["owner"] == owner
+        if label:
+            chosen &= self.rows["detail"] == (self.labels.index(label) if label in self.labels else _NO_LABEL)
+        found: NDArray[np.void] = self.rows[chosen]
+        return found
 
     def counts(self) -> dict[Owner, int]:
         """How many frames each class has."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
-from inspector.guest import FreeCounts
 from inspector.kernel.frames import FrameState
 from inspector.kernel.zones import Zone
+from inspector.linux import FreeCounts
 from inspector.tui import palette
 from inspector.tui.widgets.drawing import Drawing, Edge, heading
 from inspector.units import format_size

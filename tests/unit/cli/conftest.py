@@ -16,11 +16,12 @@ import inspector
 from inspector.arch import X86_64_4LEVEL, walk
 from inspector.cli.main import main
 from inspector.errors import NoSuchFrame, NoSuchSymbol, NoSuchTask
-from inspector.guest import FreeCounts, GuestInfo
+from inspector.guest import GuestInfo
 from inspector.kernel.frames import FrameState
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import FRAME, Owner, Owners
 from inspector.kernel.rmap import Alias
+from inspector.linux import FreeCounts
 from inspector.memory import MappedRam, RamBlock
 from inspector.units import PhysAddr, VirtAddr
 
