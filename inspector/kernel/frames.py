@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest
 from inspector.kernel import buddy
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.pageflags import PageTypes, flag_bits, flags_path
+from inspector.kernel.pageflags import NO_TYPE, PageTypes, flag_bits, flags_path
 from inspector.symbols import Kernel
 
 
@@ -39,7 +39,7 @@ _WIDEST = 48  # an order that no memory has
 
 @dataclass(slots=True)
 class Frames:
-    """Every struct page as columns, a place a PFN from 0 on; holes have state HOLE and zeros.
+    """Every struct page as columns, a place a PFN from 0 on; holes have state HOLE, NO_TYPE and zeros.
 
     `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
     NO_MIGRATETYPE elsewhere. `word` is _mapcount, which page types share. `used` are the PFNs that are
@@ -63,7 +63,7 @@ def frames(kernel: Kernel, memmap: MemMap | None = None) -> Frames:
     memmap = memmap or MemMap(kernel)
     count, path = memmap.end, flags_path(kernel)
     flags, refcount = np.zeros(count, np.uint64), np.zeros(count, np.int32)
-    word, state = np.zeros(count, np.uint32), np.zeros(count, np.uint8)
+    word, state = np.full(count, NO_TYPE, np.uint32), np.zeros(count, np.uint8)
     for first, end in memmap.parts():
         structs = memmap.structs(first, end)
         flags[first:end] = memmap.member(structs, path, "<u8")

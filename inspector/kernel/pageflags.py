@@ -11,7 +11,8 @@ from inspector.symbols.types import Enumerators
 
 _WORD = 64  # bits of a struct page's flags
 _TYPED = 0x80000000  # a page_type's top bit: the word is a type, not a mapcount
-_NO_TYPE = 0xFFFFFFFF  # a mapcount of none, which is -1
+NO_TYPE = 0xFFFFFFFF
+"""A mapcount of none, which is -1, and no page type."""
 _BASE = 0xF0000000  # PAGE_TYPE_BASE, up to 6.11
 
 
@@ -68,7 +69,7 @@ class PageTypes:
 
 def typed(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Where the word that _mapcount and page_type share is a type."""
-    return np.asarray((words >= np.uint32(_TYPED)) & (words != np.uint32(_NO_TYPE)))
+    return np.asarray((words >= np.uint32(_TYPED)) & (words != np.uint32(NO_TYPE)))
 
 
 def _tests(kernel: Kernel) -> dict[str, tuple[int, int]]:
@@ -84,7 +85,7 @@ def _tests(kernel: Kernel) -> dict[str, tuple[int, int]]:
     # cgroup is charged for; 46df8e73a4a3 (6.10) made slab a type.
     bits = {"table": 0x200, "guard": 0x400}
     if kernel.types.has("page", "mem_cgroup"):
-        bits = {"table": 0x400, "guard": 0x800, "kmemcg": 0x200}
+        bits = {"kmemcg": 0x200, "table": 0x400, "guard": 0x800}  # a table may be charged for too
     for name in ("buddy", "offline", "slab"):
         number = kernel.vmcoreinfo.numbers.get(f"PAGE_{name.upper()}_MAPCOUNT_VALUE")
         if number is not None:

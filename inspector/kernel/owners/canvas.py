@@ -68,6 +68,13 @@ class Canvas:
         used = self.frames.used
         return used[_any_of(owners)[self.owner[used]]]
 
+    def compound(self, *owners: Owner) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Their frames in compound pages, the first PFN of each of these, and for every frame whose it is."""
+        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
+        chosen = _any_of(owners)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
+        heads, which = np.unique(frames.head[chosen], return_inverse=True)
+        return frames.used[chosen], heads, which
+
     def paint(
         self,
         pfns: NDArray[np.uint64],
@@ -123,11 +130,9 @@ class Canvas:
 
     def _mapcounts(self) -> NDArray[np.int32]:
         """The entries that map each page: its own, and those of the huge page that it is in."""
-        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
-        counts = np.where(typed(frames.word), np.int32(-1), frames.word.view(np.int32) + 1)
-        mapped = _any_of(_MAPPED)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
-        pfns = frames.used[mapped]
-        heads, which = np.unique(frames.head[mapped], return_inverse=True)
+        word = self.frames.word
+        counts = np.where(typed(word), np.int32(-1), word.view(np.int32) + 1)
+        pfns, heads, which = self.compound(*_MAPPED)
         huge = self.owner[heads] == Owner.HUGETLB
         shared = np.empty(len(heads), np.int64)
         shared[~huge] = shared_mapcounts(self.memmap, heads[~huge])

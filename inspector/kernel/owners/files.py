@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat
 from inspector.kernel.files import file_names
+from inspector.kernel.hugetlb import are_hugetlb
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
 
@@ -26,6 +27,16 @@ def paint(canvas: Canvas) -> None:
     canvas.owner[pfns] = kinds[which]
     canvas.detail[pfns] = canvas.labelled(file_names(canvas.kernel, spaces))[which]
     canvas.index[pfns] = _index(canvas, heads) + (pfns - heads).astype(np.uint64)
+    _hugetlb(canvas)
+
+
+def _hugetlb(canvas: Canvas) -> None:
+    """All of hugetlb's: beside files' pages those of private mappings, and the free ones in its pool."""
+    pfns, heads, which = canvas.compound(Owner.ANON, Owner.DRIVER, Owner.MARKED, Owner.UNMARKED)
+    pfns = pfns[are_hugetlb(canvas.memmap, heads)[which]]
+    free = np.isin(canvas.owner[pfns], (Owner.MARKED, Owner.UNMARKED))
+    canvas.owner[pfns] = Owner.HUGETLB
+    canvas.detail[pfns[free]] = canvas.label("free, in the pool")
 
 
 def _swap_cache(canvas: Canvas) -> None:

@@ -1,0 +1,30 @@
+"""Which compound pages are hugetlb's: of a file, private or free in the pool (mm/hugetlb.c)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.kernel.bulk import columns
+from inspector.kernel.memmap import MemMap
+from inspector.kernel.pageflags import PageTypes, flags_path
+
+
+def are_hugetlb(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each first page of a compound page, by PFN, whether it is (C: PageHuge, folio_test_hugetlb).
+
+    Raises CorruptGuest where a struct page is not mapped.
+    """
+    kernel = memmap.kernel
+    pages, tails = (memmap.addresses(heads.astype(np.uint64) + np.uint64(at)) for at in (0, 1))
+    types = PageTypes(kernel)
+    if "hugetlb" in types.names:  # d99e3140a4d3 (6.9)
+        (words,) = columns(kernel, "page", pages, "page_type")
+        found = types.kinds(words.astype(np.uint32)) == types.names.index("hugetlb")
+    elif (bit := kernel.types.enum("pageflags").get("PG_hugetlb")) is not None:  # 9c5ccf2db04b (6.6)
+        (flags,) = columns(kernel, "page", tails, flags_path(kernel))
+        found = flags >> np.uint64(bit & 63) & np.uint64(1) != 0
+    else:
+        (destructors,) = columns(kernel, "page", tails, "compound_dtor")
+        found = destructors == kernel.vmcoreinfo.number("HUGETLB_PAGE_DTOR")
+    return np.asarray(found)
