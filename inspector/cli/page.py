@@ -180,7 +180,7 @@ def _dump(raw: bytes) -> Iterator[Text]:
 def _rows(frame: Frame) -> list[tuple[str, str]]:
     page = frame.page
     zone = f"zone {page.zone} of node {page.node}" if page.zone is not None else "in no zone"
-    mapcount = f"{page.mapcount}: user page table entries that map this very page"
+    mapcount = f"{page.mapcount}: user page table entries that map it, those of huge pages too"
     if page.mapcount is None:
         mapcount = f"none: the word holds the page type {page.page_type}"
     label = f": {page.owner_label}" if page.owner_label else ""

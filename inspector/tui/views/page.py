@@ -79,9 +79,7 @@ class Fields(Picture[PageView]):
                 )
             )
         else:
-            meaning = "  user page table entries of this very page"
-            if page.compound:
-                meaning += "; entries of large pages are counted apart"
+            meaning = "  user page table entries that map it, those of huge pages too"
             lines.append(("_mapcount", Text.assemble(str(page.mapcount), (meaning, palette.DIM))))
         kinds = {
             "anon": "struct anon_vma: anonymous memory",
@@ -105,6 +103,9 @@ class Fields(Picture[PageView]):
             lines.append(
                 ("order", Text.assemble(str(page.order), (f"  a free block of {size}", palette.DIM)))
             )
+        if page.migratetype:
+            kept = "  what the whole pageblock is kept for"
+            lines.append(("migratetype", Text.assemble(page.migratetype, (kept, palette.DIM))))
         for index, (name, value) in enumerate(lines):
             line = Text.assemble((f" {name:<11}", palette.DIM), value)
             line.truncate(width, overflow="ellipsis")
