@@ -113,7 +113,6 @@ class Canvas:
             "flags": found.flags,
             "index": self.index,
             "refcount": found.refcount,
-            "mapcount": self._mapcounts(),
             "detail": self.detail,
             "owner": self.owner,
             "state": found.state,
@@ -122,23 +121,25 @@ class Canvas:
         }
         for first in range(0, len(rows), _PART):
             place = slice(first, min(first + _PART, len(rows)))
-            part = rows[place]
+            part, word = rows[place], found.word[place]
             part["pfn"] = np.arange(place.start, place.stop)
+            part["mapcount"] = np.where(typed(word), -1, word.view(np.int32) + 1)
             for name, column in columns.items():
                 part[name] = column[place]
+        self._count_huge_mappings(rows)
         return Owners(rows, tuple(self._labels))
 
-    def _mapcounts(self) -> NDArray[np.int32]:
-        """The entries that map each page: its own, and those of the huge page that it is in."""
-        word = self.frames.word
-        counts = np.where(typed(word), np.int32(-1), word.view(np.int32) + 1)
-        pfns, heads, which = self.compound(*_MAPPED)
+    def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:
+        """Add to each page's own mapcount the entries that map the huge page that it is in."""
+        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
+        mapped = _any_of(_MAPPED)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
+        pfns = frames.used[mapped]
+        heads, which = np.unique(frames.head[mapped], return_inverse=True)
         huge = self.owner[heads] == Owner.HUGETLB
         shared = np.empty(len(heads), np.int64)
         shared[~huge] = shared_mapcounts(self.memmap, heads[~huge])
         shared[huge] = entire_mapcounts(self.memmap, heads[huge])
-        counts[pfns] = np.maximum(counts[pfns], 0) + shared[which]
-        return counts
+        rows["mapcount"][pfns] = np.maximum(rows["mapcount"][pfns], 0) + shared[which]
 
 
 def spread(firsts: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
