@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
 from inspector.symbols import Kernel
+from inspector.trace import FaultKind, FaultTrace
 from inspector.units import PhysAddr, VirtAddr, printable
 
 
@@ -164,6 +165,33 @@ class Guest(Linux):
         if ours or (state.kind in ("paused", "breakpoint") and not state.held):
             reason = "inside paused()" if ours else state.reason
             raise MachineError(f"the guest stands still ({reason}): let it run before it is to run a command")
+
+    def trace_faults(
+        self,
+        target: int | str,
+        *,
+        kinds: Iterable[FaultKind] | None = None,
+        start: VirtAddr | None = None,
+        end: VirtAddr | None = None,
+        limit: int | None = None,
+        children: bool = False,
+        step: bool = False,
+    ) -> FaultTrace:
+        """Trace the page faults of a process, by PID, or of a program that is started for it: see FaultTrace.
+
+        Raises SymbolsError (the kernel cannot be traced), UsageError; NoSuchTask, MachineError as it begins.
+        """
+        return FaultTrace(
+            self.kernel,
+            self.machine,
+            target,
+            kinds=kinds,
+            start=start,
+            end=end,
+            limit=limit,
+            children=children,
+            step=step,
+        )
 
     # Names
 

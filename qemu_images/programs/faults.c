@@ -4,6 +4,7 @@
 #include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -160,7 +161,13 @@ static void swapped(void)
 {
 	char *page = anonymous(PAGE, PROT_READ | PROT_WRITE);
 	unsigned long entry = 0;
+	cpu_set_t all, here;
 
+	/* A page can be put out once it is off the list of its CPU, which only that CPU empties. */
+	sched_getaffinity(0, sizeof(all), &all);
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	sched_setaffinity(0, sizeof(here), &here);
 	writes("ANONYMOUS", page);
 	for (int i = 0; i < 100 && !(entry >> 62 & 1); i++) {
 		madvise(page, PAGE, MADV_PAGEOUT);
@@ -170,6 +177,7 @@ static void swapped(void)
 	if (!(entry >> 62 & 1))
 		die("the page is not swapped out: is swap on?");
 	reads("SWAP_IN", page);
+	sched_setaffinity(0, sizeof(all), &all);
 }
 
 static void stack(void)
