@@ -30,7 +30,7 @@ REFINES = {
     FrameState.PER_CPU: {Owner.PER_CPU_FREE},
     FrameState.SLAB: {Owner.SLAB},
     FrameState.PAGE_TABLE: {Owner.PAGE_TABLE},
-    FrameState.ANON: {Owner.ANON, Owner.SWAP_CACHE},
+    FrameState.ANON: {Owner.ANON, Owner.SWAP_CACHE, Owner.HUGETLB},
     FrameState.FILE: {Owner.PAGE_CACHE, Owner.SHMEM, Owner.HUGETLB, Owner.SWAP_CACHE},
 }
 
