@@ -16,6 +16,7 @@ from inspector.cli import bench_rows, output
 from inspector.cli.bench_drgn import NAME, Drgn, installed
 from inspector.cli.bench_memory import memory_rows
 from inspector.cli.bench_rows import FULL, QUICK, Effort, Row
+from inspector.cli.bench_trace import trace_rows
 from inspector.cli.progress import reporter
 from inspector.guest import Guest
 from inspector.machine import LocalMachine
@@ -64,6 +65,8 @@ def measure(kernel: str, effort: Effort, peer: bool, reporter: Reporter, missing
             rows = bench_rows.attach_rows([_machine(small), _machine(large)], effort)
             rows.append(bench_rows.run_row(small, effort))
             rows += _whole_memory(small, vmlinux, effort, reporter)
+    with _boot(kernel, _SMALL, reporter) as guest, reporter.task("Tracing page faults"):
+        rows += trace_rows(guest, effort)
     for size in _SIZES:
         with _boot(kernel, size, reporter) as guest:
             rows += _whole_memory(guest, vmlinux, effort, reporter)

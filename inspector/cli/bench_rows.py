@@ -46,16 +46,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How often each thing is measured, and how many items and slab caches the peer is given."""
+    """How often things are measured; items and slab caches that the peer is given; page faults to trace."""
 
     repeats: int
     attaches: int
     sample: int
     caches: int | None
+    faults: int
 
 
-FULL = Effort(repeats=15, attaches=15, sample=4000, caches=None)
-QUICK = Effort(repeats=3, attaches=3, sample=500, caches=3)
+FULL = Effort(repeats=15, attaches=15, sample=4000, caches=None, faults=300)
+QUICK = Effort(repeats=3, attaches=3, sample=500, caches=3, faults=50)
 
 
 def seconds(question: Callable[[], object], repeats: int) -> float:
