@@ -66,6 +66,11 @@ def parse_address(text: str) -> int:
     return value
 
 
+def word(value: int | None) -> str | None:
+    """An address or a raw word for JSON: hexadecimal text, as many readers round integers above 2**53."""
+    return None if value is None else f"{value:#x}"
+
+
 def printable(text: str) -> str:
     """Text from the guest with control characters made visible, so that none reaches a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -15,6 +15,7 @@ import click
 import inspector
 from inspector.cli.bench import bench
 from inspector.cli.boot import boot
+from inspector.cli.faults import faults
 from inspector.cli.kernels import kernels
 from inspector.cli.output import examples
 from inspector.cli.page import page
@@ -77,7 +78,7 @@ def kmi() -> None:
     """
 
 
-for _command in (tui, report, walk, page, kernels, boot, shell, bench):
+for _command in (tui, report, walk, page, faults, kernels, boot, shell, bench):
     kmi.add_command(_command)
 
 

@@ -39,20 +39,24 @@ def show(*parts: RenderableType) -> None:
         return
     text = io.StringIO()
     Console(file=text, markup=False, emoji=False, highlight=False, width=width()).print(*parts, sep="\n")
-    _write("".join(line.rstrip() + "\n" for line in text.getvalue().splitlines()))
+    write("".join(line.rstrip() + "\n" for line in text.getvalue().splitlines()))
+
+
+def line(text: Text) -> None:
+    """Write one line, however long, as it comes."""
+    if sys.stdout.isatty():
+        Console(markup=False, emoji=False, highlight=False).print(text, soft_wrap=True)
+    else:
+        write(text.plain.rstrip() + "\n")
 
 
 def emit_json(value: Any) -> None:
     """Print a value as JSON."""
-    _write(json.dumps(value, indent=2) + "\n")
+    write(json.dumps(value, indent=2) + "\n")
 
 
-def word(value: int | None) -> str | None:
-    """An address or a raw word for JSON: hexadecimal text, as many readers round integers above 2**53."""
-    return None if value is None else f"{value:#x}"
-
-
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Put text on stdout at once. Raises SetupError; BrokenPipeError where nobody reads."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

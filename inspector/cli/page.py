@@ -17,7 +17,7 @@ from inspector.kernel.frames import FrameState
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.pages import Page
 from inspector.kernel.rmap import Alias
-from inspector.units import Pfn, PhysAddr, format_size, parse_int
+from inspector.units import Pfn, PhysAddr, format_size, parse_int, word
 
 _WORDS_A_LINE = 2
 _MOST_ALIASES = 50  # lines for a person, of a page that hundreds of tasks map
@@ -82,7 +82,7 @@ def as_data(frame: Frame) -> dict[str, Any]:
     return {
         "read_stopped": frame.read_stopped,
         "pfn": page.pfn,
-        "phys": output.word(frame.phys),
+        "phys": word(frame.phys),
         "page_size_bytes": frame.page_size,
         "state": frame.state.name.lower(),
         "owner": page.owner.name.lower(),
@@ -92,16 +92,16 @@ def as_data(frame: Frame) -> dict[str, Any]:
         "migratetype": page.migratetype,
         "mapped_by": [_alias(alias) for alias in frame.aliases],
         "cache_modes": frame.cache_modes,
-        "struct_page": output.word(page.address),
-        "flags": output.word(page.flags),
+        "struct_page": word(page.address),
+        "flags": word(page.flags),
         "flag_names": list(page.flag_names),
         "refcount": page.refcount,
         "mapcount": page.mapcount,
         "page_type": page.page_type,
-        "mapping": output.word(page.mapping),
+        "mapping": word(page.mapping),
         "mapping_kind": page.mapping_kind,
         "index": page.index,
-        "private": output.word(page.private),
+        "private": word(page.private),
         "head": page.head,
         "order": page.order,
         "node": page.node,
@@ -114,10 +114,10 @@ def _alias(alias: Alias) -> dict[str, Any]:
         "pid": alias.task.pid if alias.task else None,
         "comm": alias.task.comm if alias.task else None,
         "region": alias.region,
-        "va": output.word(alias.va),
+        "va": word(alias.va),
         "count": alias.count,
         "stride_bytes": alias.stride,
-        "entry": output.word(alias.entry),
+        "entry": word(alias.entry),
         "flags": list(alias.flags),
         "page_size_bytes": alias.size,
         "memory_type": alias.memory_type,

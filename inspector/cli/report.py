@@ -18,6 +18,7 @@ from inspector.kernel.owners import Owners
 from inspector.kernel.tasks import Task
 from inspector.kernel.zones import Zone
 from inspector.linux import FreeCounts
+from inspector.units import word
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def as_data(report: Report) -> dict[str, Any]:
     page = report.page_size
     info = asdict(report.info)
     info["memory_bytes"] = info.pop("memory")
-    info["kaslr_offset"] = output.word(report.info.kaslr_offset)
+    info["kaslr_offset"] = word(report.info.kaslr_offset)
     info["running"] = report.running
     info["accel_reason"] = report.accel_reason
     return {
@@ -140,10 +141,10 @@ def _cpu(cpu: Cpu, symbol: str | None) -> dict[str, Any]:
         "comm": cpu.comm,
         "halted": registers.halted,
         "cpl": registers.cpl,
-        "rip": output.word(registers.rip),
+        "rip": word(registers.rip),
         "symbol": symbol,
-        "cr3": output.word(registers.cr3),
-        "root": output.word(cpu.root),
+        "cr3": word(registers.cr3),
+        "root": word(cpu.root),
         "root_kind": cpu.root_kind,
     }
 

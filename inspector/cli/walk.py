@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from inspector.arch import Walk
+from inspector.arch.compare import walk_data
 from inspector.cli import output, walk_view
 from inspector.cli.options import GuestOptions, Opened, guest_options, opened
 from inspector.errors import UsageError
@@ -139,42 +140,9 @@ def _is_anonymous(vma: Vma) -> bool:
 
 def as_data(answer: Answer) -> dict[str, Any]:
     """The walk as JSON has it."""
-    walk, fault = answer.walk, answer.walk.fault
     return {
         "read_stopped": answer.read_stopped,
         "pid": answer.pid,
         "cpu": answer.cpu,
-        "paging": walk.format.name,
-        "root": output.word(walk.root),
-        "va": output.word(walk.va),
-        "steps": [
-            {
-                "level": step.level.name,
-                "manual_name": step.level.manual,
-                "index": step.index,
-                "entry_address": output.word(step.entry_address),
-                "entry": output.word(step.entry),
-                "flags": list(step.flags),
-                "leaf": step.leaf,
-                "target": output.word(step.target),
-            }
-            for step in walk.steps
-        ],
-        "phys": output.word(walk.phys),
-        "pfn": walk.pfn,
-        "page_size_bytes": walk.page_size,
-        "writable": walk.writable,
-        "user": walk.user,
-        "executable": walk.executable,
-        "memory_type": walk.memory_type,
-        "pkey": walk.pkey,
-        "fault": None
-        if fault is None
-        else {
-            "kind": fault.kind.name.lower(),
-            "level": fault.level.name if fault.level else None,
-            "entry_address": output.word(fault.entry_address),
-            "entry": output.word(fault.entry),
-            "what": fault.what,
-        },
+        **walk_data(answer.walk),
     }

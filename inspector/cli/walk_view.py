@@ -16,7 +16,7 @@ from inspector.units import format_size
 if TYPE_CHECKING:
     from inspector.cli.walk import Answer
 
-_COLOURS = ("cyan", "green", "yellow", "magenta", "blue")
+COLOURS = ("cyan", "green", "yellow", "magenta", "blue")
 
 
 def draw(answer: Answer, verbose: bool) -> None:
@@ -27,7 +27,7 @@ def draw(answer: Answer, verbose: bool) -> None:
         guest_text(answer.where),
         f": {walk.format.name} tables from {walk.root:#x}\n",
     )
-    output.show(Text.assemble(*title), *cut(walk), Text(""), *_steps(walk, verbose), _result(walk))
+    output.show(Text.assemble(*title), *cut(walk), Text(""), *steps(walk, verbose), _result(walk))
 
 
 def cut(walk: Walk) -> list[Text]:
@@ -51,19 +51,20 @@ def _fields(walk: Walk) -> list[tuple[str, int, int, str]]:
     found = [("sign", top, format.va_bits, "dim")] if format.va_bits <= top else []
     levels = format.levels if walk.fault else tuple(step.level for step in walk.steps)
     for number, level in enumerate(levels):
-        style = _COLOURS[number] if number < len(walk.steps) else "dim"
+        style = COLOURS[number] if number < len(walk.steps) else "dim"
         found.append((level.name, level.shift + level.bits - 1, level.shift, style))
     return [*found, ("offset", levels[-1].shift - 1, 0, "dim" if walk.fault else "")]
 
 
-def _steps(walk: Walk, verbose: bool) -> Iterator[RenderableType]:
+def steps(walk: Walk, verbose: bool = False) -> Iterator[RenderableType]:
+    """An entry a level, and what `verbose` has to say of their flags."""
     if not walk.steps:
         return
     columns = ("Entry", "At", "Raw", "Flags", "Leads to")
     table = output.plain_table(*columns)
     table.columns[3].no_wrap = False  # of all columns this one may give way in a narrow terminal
     seen: dict[EntryFlag, None] = {}
-    for step, colour in zip(walk.steps, _COLOURS, strict=False):
+    for step, colour in zip(walk.steps, COLOURS, strict=False):
         row = (f"{step.level.name}[{step.index}]", f"{step.entry_address:#x}", f"{step.entry:016x}")
         for column, text in zip(table.columns, row, strict=False):
             column.min_width = max(column.min_width or 0, len(text))

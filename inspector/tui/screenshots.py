@@ -6,7 +6,6 @@ Boots the default guest, gives it some tasks with something to look at, and save
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from inspector.kernel.owners import Owner
 from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
+from inspector.tui.svg import plain
 from inspector.units import VirtAddr
 
 SIZE = (120, 36)
@@ -102,13 +102,6 @@ def _written(guest: Guest, pid: int) -> VirtAddr:
     """An address in the middle of the largest VMA."""
     largest = max(guest.task(pid).vmas(), key=lambda vma: vma.size)
     return VirtAddr(largest.start + largest.size // 2 & ~0xFFF)
-
-
-def plain(svg: str) -> str:
-    """The picture without fonts from the network, and with its spaces kept by every viewer."""
-    svg = re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    return svg.replace("<text ", '<text xml:space="preserve" ')
 
 
 def main(arguments: list[str]) -> int:

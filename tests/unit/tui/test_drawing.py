@@ -11,7 +11,7 @@ from inspector.kernel.owners import Owner
 from inspector.tui import palette
 from inspector.tui.actions import GLOBAL, VIEWS
 from inspector.tui.places import ViewName
-from inspector.tui.screenshots import plain
+from inspector.tui.svg import plain
 from inspector.tui.widgets.bars import bar, portions
 from inspector.tui.widgets.strips import shades
 
