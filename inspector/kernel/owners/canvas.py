@@ -131,10 +131,7 @@ class Canvas:
 
     def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:
         """Add to each page's own mapcount the entries that map the huge page that it is in."""
-        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
-        mapped = _any_of(_MAPPED)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
-        pfns = frames.used[mapped]
-        heads, which = np.unique(frames.head[mapped], return_inverse=True)
+        pfns, heads, which = self.compound(*_MAPPED)
         huge = self.owner[heads] == Owner.HUGETLB
         shared = np.empty(len(heads), np.int64)
         shared[~huge] = shared_mapcounts(self.memmap, heads[~huge])
