@@ -1,8 +1,14 @@
-"""For all tests: start as a job in the foreground does."""
+"""For all tests: start as a job in the foreground does, and measure no time."""
 
 from __future__ import annotations
 
 import signal
+
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

@@ -157,7 +157,7 @@ def random_entry(rng: Random) -> int:
     return rng.choice([page, page, page, page & ~RW, page ^ odd, large, large ^ odd, rng.getrandbits(64)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.randoms(use_true_random=True),
     st.sampled_from([4, 5]),
@@ -221,7 +221,7 @@ def test_walk_scan_and_translate_agree_with_the_manual(
             assert "".join(sorted(name for name, has in rights.items() if has)) == out.rights
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 32), st.booleans())
 def test_garbage_gives_rows_or_a_named_error(seed: int, five: bool) -> None:
     garbage = np.random.default_rng(seed).bytes(4 * PAGE)

@@ -180,7 +180,7 @@ def test_cstring(make_tables: type[Tables]) -> None:
 OFFSETS = st.builds(lambda page, delta: page * PAGE + delta, st.integers(0, 12), st.integers(-30, 20))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(OFFSETS, min_size=5, max_size=30),
     st.sampled_from(["u1", "<u2", "<u8", "V24"]),

@@ -321,7 +321,7 @@ PLACES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(PLACES, st.integers(0, 7)), min_size=1, max_size=4))
 def test_corruption_ends_in_an_answer_or_an_error(tiny_factory: Any, flips: list[tuple[int, int]]) -> None:
     made = Slabs(tiny_factory())

@@ -4,7 +4,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import BadFormat, NoSuchField, NoSuchType, SymbolsError
@@ -282,7 +282,6 @@ def ask_everything(types: Btf) -> None:
             continue
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=20))
 def test_corruption_is_an_answer_or_bad_format(
     btf_builder: type[BtfBuilder], changes: list[tuple[int, int]]
@@ -297,7 +296,6 @@ def test_corruption_is_an_answer_or_bad_format(
     ask_everything(types)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_behind_a_good_header(noise: bytes) -> None:
     size = len(noise) // 8 * 4

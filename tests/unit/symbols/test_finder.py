@@ -60,7 +60,7 @@ def test_stext_elsewhere(tiny_kernel: type[TinyKernel]) -> None:
         attach(kernel.memory, kernel.cpu)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(changes=st.lists(st.tuples(st.integers(0, 1 << 14), st.binary(max_size=9)), min_size=1, max_size=8))
 def test_corrupt_tables_are_an_answer_or_an_error(
     tiny_kernel: type[TinyKernel], changes: list[tuple[int, bytes]]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inspector.errors import BadFormat, PageFault, SymbolsError
@@ -66,7 +66,6 @@ def test_the_encoding_must_agree_with_stext(tiny_kernel: type[TinyKernel]) -> No
 
 
 @example(changes=[(0, 12)])
-@settings(deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), min_size=1, max_size=8))
 def test_corrupt_tables_are_an_answer_or_an_error(
     tiny_kernel: type[TinyKernel], changes: list[tuple[int, int]]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.symbols import profile
@@ -60,7 +60,6 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_bytes() == before
 
 
-@settings(deadline=None)
 @given(at=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_seen(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped.profile"
@@ -71,7 +70,6 @@ def test_any_flipped_bit_is_seen(tmp_path_factory: pytest.TempPathFactory, at: i
     assert profile.load(path) is None
 
 
-@settings(deadline=None)
 @given(size=st.integers(0, 2000))
 def test_any_cut_is_seen(tmp_path_factory: pytest.TempPathFactory, size: int) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.profile"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import NoSuchSymbol
@@ -111,7 +111,6 @@ def test_empty() -> None:
 NAMES = st.text("ab_", min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, st.integers(BASE, BASE + 50)), max_size=30), st.integers(-5, 60))
 def test_against_plain_lists(rows: list[tuple[str, int]], at: int) -> None:
     table = SymbolTable.of([row(name, address) for name, address in rows], floor=BASE, offset=SLIDE)

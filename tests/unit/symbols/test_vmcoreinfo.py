@@ -3,7 +3,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import BadFormat, NoSuchField, NoSuchSymbol, NoSuchType, SymbolsError
@@ -72,7 +72,6 @@ def test_a_number_that_is_none() -> None:
         _ = Vmcoreinfo.parse(b"OSRELEASE=1\nKERNELOFFSET=0x\xff\n").kaslr_offset
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_parse(noise: bytes) -> None:
     info = Vmcoreinfo.parse(b"OSRELEASE=" + noise)
