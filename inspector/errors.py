@@ -19,6 +19,7 @@ The tree, and what each stands for:
     │   ├── NoSuchType
     │   ├── NoSuchField
     │   └── BadFormat               kallsyms, BTF, VMCOREINFO or ELF data that cannot be read
+    ├── LabFailed                   a lab's premise is missing: the lab ends, and kmi exits 1
     └── KernelError                 Linux objects
         ├── NoSuchTask
         ├── NoSuchFrame             a PFN without a struct page
@@ -105,6 +106,10 @@ class NoSuchField(SymbolsError):
 
 class BadFormat(SymbolsError):
     """Kallsyms, BTF, VMCOREINFO or ELF data that cannot be read."""
+
+
+class LabFailed(InspectorError):
+    """A lab cannot be done on this guest: its premise is missing."""
 
 
 class KernelError(InspectorError):

@@ -17,6 +17,7 @@ from inspector.cli.bench import bench
 from inspector.cli.boot import boot
 from inspector.cli.faults import faults
 from inspector.cli.kernels import kernels
+from inspector.cli.lab import lab
 from inspector.cli.output import examples
 from inspector.cli.page import page
 from inspector.cli.report import report
@@ -78,7 +79,7 @@ def kmi() -> None:
     """
 
 
-for _command in (tui, report, walk, page, faults, kernels, boot, shell, bench):
+for _command in (tui, report, walk, page, faults, lab, kernels, boot, shell, bench):
     kmi.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from inspector.cli.main import main
 from inspector.errors import BootError, GuestDied, InspectorError
 
 Kmi = Callable[..., Any]
-COMMANDS = ("tui", "report", "walk", "page", "faults", "kernels", "boot", "shell", "bench")
+COMMANDS = ("tui", "report", "walk", "page", "faults", "lab", "kernels", "boot", "shell", "bench")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,198 @@
+"""The steps of a lab as drawings, for terminals of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from inspector.cli import output, walk_view
+from inspector.cli.output import guest_text
+from inspector.guest import GuestInfo
+from inspector.labs.story import (
+    AliasesShown,
+    Check,
+    Ending,
+    EntryShown,
+    Event,
+    Exhibit,
+    Frame,
+    FrameShown,
+    Lab,
+    Look,
+    NumbersShown,
+    PagesShown,
+    QuoteShown,
+    Seen,
+    Step,
+    VmaShown,
+    WalkShown,
+)
+from inspector.units import format_size
+
+_ADDED, _GONE = "bold green", "bold red"
+_PAGES_A_LINE = 64
+
+
+def draw_title(lab: Lab, guest: GuestInfo) -> None:
+    """What is asked, and where."""
+    output.show(Text(lab.question, "bold"), Text(f"Linux {guest.release}, lab {lab.name}", "dim"))
+
+
+def draw(event: Event) -> None:
+    """One event; a question draws itself as it is asked."""
+    match event:
+        case Step():
+            output.show(*_step(event))
+        case Seen():
+            parts = [part for exhibit in event.exhibits for part in _exhibit(exhibit)]
+            words = [Text(event.words)] if event.words else []
+            output.show(Text(""), *parts, *words, _checks(event.checks))
+        case Ending():
+            style, word = ("bold green", "As it was said. ") if event.passed else (_GONE, "Failed at ")
+            output.show(Text(""), Text.assemble((word, style), guest_text(event.words)))
+        case _:
+            pass
+
+
+def _step(step: Step) -> Iterable[RenderableType]:
+    yield output.heading(f"{step.number}. {step.title}")
+    yield Text(step.words)
+    for line in step.code:
+        yield Text(f"    {line}", "yellow")
+    grid = Table.grid(padding=(0, 1))
+    for number, line in enumerate(step.expect):
+        grid.add_row(Text("" if number else "Expect", "bold"), Text(f"· {line}"))
+    yield grid
+
+
+def _checks(checks: Iterable[Check]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for check in checks:
+        mark = Text("✓", _ADDED) if check.passed else Text("✗", _GONE)
+        if check.passed:
+            text = Text.assemble(f"{check.claim}: ", guest_text(check.found), (f"  ({check.witness})", "dim"))
+        else:
+            text = guest_text(check.complaint, _GONE)
+        grid.add_row(mark, text)
+    return grid
+
+
+def _exhibit(exhibit: Exhibit) -> Iterable[RenderableType]:
+    match exhibit:
+        case EntryShown():
+            return _entry(exhibit)
+        case WalkShown(look):
+            return [*walk_view.cut(look.walk), Text(""), *walk_view.steps(look.walk)]
+        case FrameShown(name, now, before):
+            return [_frame(name, now, before)]
+        case NumbersShown():
+            return _numbers(exhibit)
+        case AliasesShown():
+            return _aliases(exhibit)
+        case VmaShown():
+            return _vma(exhibit)
+        case PagesShown():
+            return _pages(exhibit)
+        case QuoteShown(source, lines):
+            return [Text(source, "dim"), *(Padding(guest_text(line), (0, 0, 0, 2)) for line in lines)]
+
+
+def _entry(exhibit: EntryShown) -> Iterable[RenderableType]:
+    """Before and after below each other, so that what changed stands out."""
+    now, before = exhibit.now, exhibit.before
+    at = now.walk.steps[-1].entry_address if now.walk.steps else 0
+    yield Text.assemble((f"{now.who}, {now.walk.va:#x}: ", "bold"), (f"its {now.level} at {at:#x}", "dim"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    changed = before is not None and before.entry != now.entry
+    if before is not None and changed:
+        table.add_row(Text("  was", "dim"), *_row(before, now, _GONE))
+    mark = "  is" if before is None else "  now" if changed else "  as before"
+    table.add_row(Text(mark, "dim"), *_row(now, before if changed else None, _ADDED))
+    if before is not None and changed and (words := _changes(now, before)):
+        table.add_row("", "", words, "")
+    yield table
+
+
+def _row(look: Look, other: Look | None, style: str) -> tuple[Text, Text, Text]:
+    raw = Text(f"{look.entry:016x}")
+    if not look.present:
+        return raw, Text("not present"), Text(look.meaning)
+    flags = Text(" ").join(
+        Text(flag, style if other is not None and flag not in other.flags else "") for flag in look.flags
+    )
+    target = look.walk.steps[-1].target
+    moved = other is not None and other.present and other.walk.pfn != look.walk.pfn
+    return raw, flags, Text(f"page {target:#x}", style if moved else "")
+
+
+def _changes(now: Look, before: Look) -> Text:
+    """What came and went, as +RW -D; nothing where a page came or went."""
+    if not now.present or not before.present:
+        return Text()
+    came = [(f"+{flag} ", _ADDED) for flag in now.flags if flag not in before.flags]
+    went = [(f"-{flag} ", _GONE) for flag in before.flags if flag not in now.flags]
+    moved = [("another page", _ADDED)] if now.walk.pfn != before.walk.pfn else []
+    return Text.assemble(*came, *went, *moved)
+
+
+def _frame(name: str, now: Frame, before: Frame | None) -> Text:
+    def number(what: str, value: int | None, was: int | None) -> list[tuple[str, str]]:
+        text = "no" if value is None else str(value)
+        if before is None or was == value:
+            return [(f"  {what} ", "dim"), (text, "")]
+        return [(f"  {what} {was}→", "dim"), (text, _ADDED)]
+
+    order = [("  order ", "dim"), (str(now.order), "")] if now.order else []
+    return Text.assemble(
+        (f"{name}'s frame ", "bold"), f"{now.pfn:#x}  ", guest_text(now.owner),
+        *number("refcount", now.refcount, before.refcount if before else None),
+        *number("mapcount", now.mapcount, before.mapcount if before else None),
+        *order,
+    )  # fmt: skip
+
+
+def _numbers(exhibit: NumbersShown) -> Iterable[RenderableType]:
+    yield Text(f"from {exhibit.source}:", "dim")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    for row in exhibit.rows:
+        changed = row.before is not None and row.before != row.value
+        was = f"was {row.before:,}, {row.value - (row.before or 0):+,}" if changed else ""
+        table.add_row(
+            f"  {row.name}", Text(f"{row.value:,}", _ADDED if changed else ""), row.unit, Text(was, "dim")
+        )
+    yield table
+
+
+def _aliases(exhibit: AliasesShown) -> Iterable[RenderableType]:
+    yield Text.assemble((f"PFN {exhibit.pfn:#x}", "bold"), (" is mapped at", "dim"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for row in exhibit.rows:
+        table.add_row(
+            Text("  ") + guest_text(row.who), f"{row.va:#x}", f"{row.entry:016x}", " ".join(row.flags)
+        )
+    yield table
+
+
+def _vma(exhibit: VmaShown) -> Iterable[RenderableType]:
+    for word, vma in (("was", exhibit.before), ("now" if exhibit.before else "is", exhibit.now)):
+        if vma is not None:
+            yield Text.assemble(
+                ("mapping ", "bold"), (f"{word:<4}", "dim"),
+                f"{vma.start:#x}-{vma.end:#x} {vma.permissions} ", guest_text(vma.name),
+                (f" {format_size(vma.size)}", "dim"),
+            )  # fmt: skip
+
+
+def _pages(exhibit: PagesShown) -> Iterable[RenderableType]:
+    yield Text.assemble(
+        (f"{len(exhibit.states)} pages from {exhibit.start:#x}", "bold"),
+        ("  # present  . nothing  s in swap", "dim"),
+    )
+    for at in range(0, len(exhibit.states), _PAGES_A_LINE):
+        yield Text("  " + exhibit.states[at : at + _PAGES_A_LINE], "cyan")

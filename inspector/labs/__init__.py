@@ -1,0 +1,33 @@
+"""Labs: small demonstrations on a live guest that say beforehand what will be seen, and check it.
+
+For example:
+
+    from inspector import labs
+    for event in labs.run(labs.find("copy-on-write"), guest):
+        print(event)
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from inspector.errors import UsageError
+from inspector.labs import copy_on_write, zero_page
+from inspector.labs.runner import run
+from inspector.labs.story import Lab
+
+LABS: tuple[Lab, ...] = (zero_page.LAB, copy_on_write.LAB)
+"""Every lab, in the order in which they are best read."""
+
+
+def find(name: str) -> Lab:
+    """The lab of that name. Raises UsageError."""
+    for lab in LABS:
+        if lab.name == name:
+            return lab
+    near = difflib.get_close_matches(name, [lab.name for lab in LABS], 1)
+    hint = f"did you mean {near[0]}" if near else "see `kmi lab --list`"
+    raise UsageError(f"no lab {name!r}; {hint}")
+
+
+__all__ = ["LABS", "Lab", "find", "run"]

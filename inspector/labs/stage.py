@@ -1,0 +1,149 @@
+"""What a story has at hand: the guest, the actor, and eyes for what is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+import numpy as np
+
+from inspector.errors import LabFailed, NoSuchFrame, NoSuchTask
+from inspector.guest import Guest
+from inspector.kernel import ptes
+from inspector.kernel.ptes import EntryUse
+from inspector.kernel.tasks import Task
+from inspector.kernel.vmas import Vma
+from inspector.labs.actor import Actor, Child
+from inspector.labs.story import (
+    AliasesShown,
+    AliasRow,
+    Frame,
+    FrameShown,
+    Lab,
+    Look,
+    Number,
+    NumbersShown,
+    PagesShown,
+)
+from inspector.units import Pfn, PhysAddr, VirtAddr
+
+
+class Stage:
+    """A guest with an actor in it, for one lab; a context manager."""
+
+    def __init__(self, guest: Guest, lab: Lab, prepare: str | None = None) -> None:
+        """Raises LabFailed where the actor does not come up: `prepare` takes the place of the lab's own."""
+        self.guest = guest
+        self.page_size = guest.kernel.space.format.page_size
+        self.actor = Actor(guest, lab.prepare if prepare is None else prepare, lab.undo)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.guest.machine.alive:
+            self.actor.close()
+
+    def task(self, who: Actor | None = None) -> Task:
+        """The actor's task, or its child's. Raises LabFailed where it is gone."""
+        try:
+            return self.guest.task((who or self.actor).pid)
+        except NoSuchTask as error:
+            raise LabFailed(f"the program is gone: {error}") from error
+
+    def look(self, va: VirtAddr, who: Actor | None = None) -> Look:
+        """An address of the program, or of its child: walk and frame, from one moment."""
+        with self.guest.paused():
+            walk = self.task(who).walk(va)
+            meaning, frame = "", None
+            if walk.pfn is not None:
+                frame = self._frame(walk.pfn)
+            elif walk.steps:
+                meaning, pfn = self._nonpresent(walk.steps[-1].entry)
+                frame = None if pfn is None else self._frame(pfn)
+            return Look("child" if isinstance(who, Child) else "program", walk, meaning, frame)
+
+    def _nonpresent(self, entry: int) -> tuple[str, Pfn | None]:
+        """What an entry that is not present stands for, in words; the frame that it names, if one."""
+        what = ptes.nonpresent(self.guest.kernel, entry)
+        if what.use is EntryUse.NONE:
+            return "empty, nothing is there", None
+        if what.use is EntryUse.SWAP:
+            return f"a swap entry: type {what.type}, offset {what.offset} ({what.offset:#x})", None
+        return what.name, what.pfn
+
+    def _frame(self, pfn: Pfn) -> Frame | None:
+        try:
+            page = self.guest.page(pfn)
+        except NoSuchFrame:
+            return None
+        owner = page.owner.name.lower().replace("_", " ")
+        return Frame(
+            pfn=pfn,
+            phys=PhysAddr(pfn * self.page_size),
+            owner=f"{owner}: {page.owner_label}" if page.owner_label else owner,
+            refcount=page.refcount,
+            mapcount=page.mapcount,
+            flags=page.flag_names,
+            order=page.order,
+        )
+
+    def frame(self, pfn: Pfn) -> Frame:
+        """A frame as it is now. Raises LabFailed where there is no struct page."""
+        found = self._frame(pfn)
+        if found is None:
+            raise LabFailed(f"PFN {pfn:#x} has no struct page")
+        return found
+
+    def vma(self, va: VirtAddr, who: Actor | None = None) -> Vma | None:
+        """The mapping that an address of the program lies in."""
+        areas = self.task(who).vmas()
+        return next((vma for vma in areas if vma.start <= va < vma.end), None)
+
+    def aliases(self, pfn: Pfn) -> AliasesShown:
+        """Every address of a frame, tasks' first."""
+        rows = [
+            AliasRow(
+                f"{alias.task.comm} ({alias.task.pid})" if alias.task else alias.region,
+                alias.va,
+                alias.entry,
+                alias.flags,
+            )
+            for alias in self.guest.mapped_by(pfn)
+        ]
+        return AliasesShown(pfn, tuple(rows))
+
+    def pages(self, start: VirtAddr, count: int) -> PagesShown:
+        """What is there of so many pages of the program."""
+        with self.guest.paused():
+            rows = self.task().space.scan(start, start + count * self.page_size, nonpresent=True)
+            format = self.guest.kernel.space.format
+            present = format.present(rows["entry"])
+            kinds = ptes.decode(self.guest.kernel, rows["entry"])["use"]
+        states = np.full(count, ".")
+        for row, there, use in zip(rows, present.tolist(), kinds.tolist(), strict=True):
+            first = max(0, (int(row["va"]) - start) // self.page_size)
+            letter = "#" if there else "s" if use == EntryUse.SWAP else "x"
+            states[first : first + int(row["size"]) // self.page_size] = letter
+        return PagesShown(start, "".join(states.tolist()))
+
+    def rss(self) -> int:
+        """The program's resident set as its mm counts it, in KiB."""
+        mm = self.task().mm
+        return 0 if mm is None else mm.rss * self.page_size // 1024
+
+    def meminfo(self, names: Iterable[str], before: NumbersShown | None = None) -> NumbersShown:
+        """Some lines of /proc/meminfo, computed from memory; beside an earlier reading."""
+        known = self.guest.meminfo()
+        earlier = {row.name: row.value for row in before.rows} if before else {}
+        rows = tuple(Number(name, known.get(name, 0), "KiB", earlier.get(name)) for name in names)
+        return NumbersShown("meminfo", rows)
+
+
+def frames_of(now: Look, before: Look | None = None) -> tuple[FrameShown, ...]:
+    """The frame that a look found, if any, beside what it was at an earlier one."""
+    if now.frame is None:
+        return ()
+    return (FrameShown(now.who, now.frame, before.frame if before else None),)

@@ -1,0 +1,124 @@
+"""Every lab passes on stock kernels, and fails with a clear line where its premise is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from inspector import Guest, labs, machine
+from inspector.cli.main import main
+from inspector.labs.story import Ending, Event, FrameShown, Question, Seen, Step
+from inspector.machine import LocalMachine
+
+pytestmark = pytest.mark.guest
+
+_ALONE = (
+    "mkdir -p /sys/fs/cgroup/alone && echo 1 >/sys/fs/cgroup/alone/pids.max && "
+    "echo 0 >/sys/fs/cgroup/alone/cgroup.procs"
+)
+_ALWAYS_HUGE = "echo always >/sys/kernel/mm/transparent_hugepage/enabled"
+
+# What breaks each lab's premise, in the shell that becomes the program; and words of what it then says.
+BROKEN = {
+    "zero-page": (_ALWAYS_HUGE, "transparent huge pages"),
+    "copy-on-write": (_ALONE, "fork: Resource temporarily unavailable"),
+}
+
+
+def play(lab: labs.Lab, guest: Guest, prepare: str | None = None) -> list[Event]:
+    """All that happens; questions get their right answers."""
+    events: list[Event] = []
+    answer: str | None = None
+    with closing(labs.run(lab, guest, prepare)) as story:
+        while True:
+            try:
+                events.append(story.send(answer))
+            except StopIteration:
+                return events
+            last = events[-1]
+            answer = last.answer if isinstance(last, Question) else None
+
+
+@pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
+def test_passes(stage_guest: Guest, name: str) -> None:
+    events = play(labs.find(name), stage_guest)
+    assert events[-1] == Ending(True, labs.find(name).answer)
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    assert all(step.expect for step in steps), "each step says beforehand what will be seen"
+    seen = [event for event in events if isinstance(event, Seen)]
+    assert seen
+    assert all(event.checks for event in seen)
+    # Someone else than our reading of memory has a word in every lab.
+    ours = {"the page tables", "struct page", "all of memory"}
+    assert {check.witness for event in seen for check in event.checks} - ours
+
+
+@pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
+def test_fails_without_its_premise(stage_guest: Guest, name: str) -> None:
+    prepare, words = BROKEN[name]
+    ending = play(labs.find(name), stage_guest, prepare)[-1]
+    assert isinstance(ending, Ending)
+    assert not ending.passed
+    assert words in ending.words
+
+
+def test_a_program_that_is_gone(stage_guest: Guest) -> None:
+    """What happens in the guest between two steps is seen: the story is read from it, not canned."""
+    with closing(labs.run(labs.find("copy-on-write"), stage_guest)) as story:
+        last: Event | None = None
+        for event in story:
+            if isinstance(event, Step) and event.number == 3:
+                (child,) = [task.pid for task in stage_guest.tasks() if task.comm == "child"]
+                stage_guest.run(f"kill -9 {child}").check()
+            last = event
+    assert isinstance(last, Ending)
+    assert not last.passed
+    assert "child is gone" in last.words
+
+
+def test_copy_on_write_by_kpagecount(stage_guest: Guest) -> None:
+    """Mapcounts that the lab shows are those of the guest's own /proc/kpagecount, step by step."""
+    counts = []
+    with closing(labs.run(labs.find("copy-on-write"), stage_guest)) as story:
+        for event in story:
+            if isinstance(event, Seen):
+                frames = [e.now for e in event.exhibits if isinstance(e, FrameShown)]
+                for frame in frames:
+                    read = f"dd if=/proc/kpagecount bs=8 skip={frame.pfn} count=1 2>/dev/null"
+                    theirs = int.from_bytes(stage_guest.run(read).stdout_bytes, "little")
+                    assert frame.mapcount == theirs
+                    counts.append(theirs)
+    assert counts == [1, 2, 1, 1, 1]
+
+
+@pytest.fixture
+def held(stage_guest: Guest) -> Iterator[str]:
+    """The guest, held open under a name for commands of their own."""
+    name = f"labtest-{os.getpid()}"
+    assert isinstance(stage_guest.machine, LocalMachine)
+    with machine.serve(stage_guest.machine, name):
+        yield name
+
+
+def test_exit_status(held: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "copy-on-write", "--guest", held, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["passed"]
+    kinds = [event["type"] for event in said["events"]]
+    assert kinds == ["step", "seen"] * 4 + ["ending"]
+    assert main(["lab", "copy-on-write", "--guest", held, "--prepare", _ALONE]) == 1
+    captured = capsys.readouterr()
+    assert "failed at step 2" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_nothing_is_left(stage_guest: Guest) -> None:
+    for lab in labs.LABS:
+        with closing(labs.run(lab, stage_guest)) as story:
+            next(story)
+    assert stage_guest.run("pidof actor; ls -d /tmp/lab-*").stdout == ""
