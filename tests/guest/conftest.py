@@ -6,6 +6,7 @@ import gzip
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import pytest
 
 import inspector
 from inspector import Guest
-from inspector.errors import SetupError
+from inspector.errors import GuestDied, SetupError
 from inspector.machine import Completed
 
 T = TypeVar("T")
@@ -45,13 +46,21 @@ MATRIX = [
 
 
 def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:
-    """Boot a guest; a missing prerequisite skips, but fails under CI."""
+    """Boot a guest; a missing prerequisite skips, but fails under CI.
+
+    Under TCG a kernel panics while it boots once in a hundred times, before we do anything: it has a second go.
+    """
     try:
         return inspector.boot(kernel, memory, cpus, **options)
     except SetupError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+    except GuestDied as error:
+        if "Kernel panic" not in str(error):
+            raise
+        warnings.warn(f"{kernel} did not come up, and is booted again: {error}", stacklevel=2)
+        return inspector.boot(kernel, memory, cpus, **options)
 
 
 @pytest.fixture(scope="session")
