@@ -48,7 +48,7 @@ MATRIX = [
 def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:
     """Boot a guest; a missing prerequisite skips, but fails under CI.
 
-    Under TCG a kernel panics while it boots once in a hundred times, before we do anything: it has a second go.
+    Under TCG a kernel panics while it boots once in a hundred times, untouched by us: it has a second go.
     """
     try:
         return inspector.boot(kernel, memory, cpus, **options)
