@@ -38,11 +38,16 @@ class Followed:
         return task
 
     def alive(self) -> bool:
-        """Whether a traced process has a thread left. What looks torn counts as alive: the guest may run."""
+        """Whether a traced process has a thread left. What looks torn counts as alive: the guest may run.
+
+        A task's last page faults come before it has an exit_state and, but for the leader, leaves the group
+        (kernel/exit.c, do_exit()).
+        """
         try:
             for tgid, leader in list(self._leaders.items()):
                 signal = leader.deref("signal")
-                if leader.int("tgid") == tgid and signal and signal.int("live.counter") > 0:
+                others = signal is not None and signal.int("nr_threads") > 1
+                if leader.int("tgid") == tgid and (others or not leader.int("exit_state")):
                     return True
                 if self._children:  # its task_struct may soon be another's
                     del self._leaders[tgid]

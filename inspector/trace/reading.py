@@ -54,6 +54,8 @@ class Reader:
         if not walk.steps:
             return Entry()
         raw = walk.steps[-1].entry
+        if not raw:
+            return Entry()
         if walk.pfn is None:
             what = ptes.nonpresent(self.kernel, raw)
             return Entry(use=what.use.name.lower(), soft_dirty=what.soft_dirty, uffd_wp=what.uffd_wp)
