@@ -19,7 +19,6 @@ from inspector.labs.story import (
     EntryShown,
     Event,
     Exhibit,
-    Frame,
     FrameShown,
     Lab,
     Look,
@@ -52,7 +51,7 @@ def draw(event: Event) -> None:
             words = [Text(event.words)] if event.words else []
             output.show(Text(""), *parts, *words, _checks(event.checks))
         case Ending():
-            style, word = ("bold green", "As it was said. ") if event.passed else (_GONE, "Failed at ")
+            style, word = ("bold green", "As expected. ") if event.passed else (_GONE, "Failed at ")
             output.show(Text(""), Text.assemble((word, style), guest_text(event.words)))
         case _:
             pass
@@ -65,7 +64,7 @@ def _step(step: Step) -> Iterable[RenderableType]:
         yield Text(f"    {line}", "yellow")
     grid = Table.grid(padding=(0, 1))
     for number, line in enumerate(step.expect):
-        grid.add_row(Text("" if number else "Expect", "bold"), Text(f"· {line}"))
+        grid.add_row(Text("" if number else "Expect", "bold"), "·", Text(line))
     yield grid
 
 
@@ -87,8 +86,8 @@ def _exhibit(exhibit: Exhibit) -> Iterable[RenderableType]:
             return _entry(exhibit)
         case WalkShown(look):
             return [*walk_view.cut(look.walk), Text(""), *walk_view.steps(look.walk)]
-        case FrameShown(name, now, before):
-            return [_frame(name, now, before)]
+        case FrameShown():
+            return [_frame(exhibit)]
         case NumbersShown():
             return _numbers(exhibit)
         case AliasesShown():
@@ -139,7 +138,10 @@ def _changes(now: Look, before: Look) -> Text:
     return Text.assemble(*came, *went, *moved)
 
 
-def _frame(name: str, now: Frame, before: Frame | None) -> Text:
+def _frame(exhibit: FrameShown) -> Table:
+    """Which frame and whose, which may take two lines; and its counts."""
+    now, before = exhibit.now, exhibit.before
+
     def number(what: str, value: int | None, was: int | None) -> list[tuple[str, str]]:
         text = "no" if value is None else str(value)
         if before is None or was == value:
@@ -147,12 +149,16 @@ def _frame(name: str, now: Frame, before: Frame | None) -> Text:
         return [(f"  {what} {was}→", "dim"), (text, _ADDED)]
 
     order = [("  order ", "dim"), (str(now.order), "")] if now.order else []
-    return Text.assemble(
-        (f"{name}'s frame ", "bold"), f"{now.pfn:#x}  ", guest_text(now.owner),
+    counts = Text.assemble(
         *number("refcount", now.refcount, before.refcount if before else None),
         *number("mapcount", now.mapcount, before.mapcount if before else None),
         *order,
-    )  # fmt: skip
+    )
+    grid = Table.grid()
+    grid.add_column()
+    grid.add_column(no_wrap=True)
+    grid.add_row(Text.assemble((exhibit.name, "bold"), f" {now.pfn:#x}  ", guest_text(now.owner)), counts)
+    return grid
 
 
 def _numbers(exhibit: NumbersShown) -> Iterable[RenderableType]:

@@ -12,11 +12,37 @@ from __future__ import annotations
 import difflib
 
 from inspector.errors import UsageError
-from inspector.labs import copy_on_write, zero_page
+from inspector.labs import (
+    accessed_dirty,
+    aliases,
+    copy_on_write,
+    demand_paging,
+    huge_pages,
+    page_cache,
+    protect,
+    segfault,
+    stack_growth,
+    swapping,
+    translate,
+    zero_page,
+)
 from inspector.labs.runner import run
 from inspector.labs.story import Lab
 
-LABS: tuple[Lab, ...] = (zero_page.LAB, copy_on_write.LAB)
+LABS: tuple[Lab, ...] = (
+    translate.LAB,
+    demand_paging.LAB,
+    zero_page.LAB,
+    copy_on_write.LAB,
+    aliases.LAB,
+    page_cache.LAB,
+    swapping.LAB,
+    accessed_dirty.LAB,
+    protect.LAB,
+    stack_growth.LAB,
+    segfault.LAB,
+    huge_pages.LAB,
+)
 """Every lab, in the order in which they are best read."""
 
 

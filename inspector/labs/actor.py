@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 
 from inspector.errors import LabFailed
@@ -62,7 +63,7 @@ class Actor:
 
     def __init__(self, guest: Guest, prepare: str = "", undo: str = "") -> None:
         self._guest, self._undo, self._prefix = guest, undo, ""
-        self._folder = f"/tmp/lab-{uuid.uuid4().hex[:8]}"
+        self._folder = f"/tmp/lab.{uuid.uuid4().hex[:4]}"
         # The FIFOs are open both ways: nobody waits for the other end, and none sees an end of file.
         self.pid = guest.spawn(
             f"mkdir {self._folder} && cd {self._folder} && mkfifo in out && {{ {prepare or ':'}\n}} "
@@ -77,9 +78,9 @@ class Actor:
 
     def close(self) -> None:
         """End the program, and undo what was prepared."""
-        undo = f"{{ {self._undo}\n}} >/dev/null 2>&1;" if self._undo else ""
         gone = f"while [ -d /proc/{self.pid} ]; do sleep 0.02; done"
-        self._guest.run(f"kill -9 {self.pid}; {gone}; rm -rf {self._folder}; {undo} :")
+        undo = f"cd {self._folder} && {{ {self._undo or ':'}\n}} >/dev/null 2>&1"
+        self._guest.run(f"kill -9 {self.pid}; {gone}; ({undo}); rm -rf {self._folder}")
 
     # Asking
 
@@ -152,10 +153,14 @@ class Actor:
         said = self.ask(f"count {va:#x} {pages}")
         return PagemapCount(int(said["present"]), int(said["swapped"]), int(said["frames"]))
 
-    def smaps(self, va: int) -> dict[str, int]:
-        """The numbers of the mapping in /proc/self/smaps, in KiB."""
+    def cached(self, va: int, pages: int) -> int:
+        """How many of so many pages of a file the page cache has, by mincore()."""
+        return int(self.ask(f"cached {va:#x} {pages}")["pages"])
+
+    def smaps(self, va: int) -> Counter[str]:
+        """The numbers of the mapping in /proc/self/smaps, in KiB; all 0 where there is none."""
         said = self.ask(f"smaps {va:#x}")
-        return {name: int(value) for name, value in said.items() if name not in ("start", "end")}
+        return Counter({name: int(value) for name, value in said.items() if name not in ("start", "end")})
 
     def fork(self) -> Child:
         """Make a child that can be told too."""

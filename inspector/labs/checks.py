@@ -25,6 +25,12 @@ def equal(claim: str, expected: object, found: object, witness: str, hint: str =
     return Check(claim, expected == found, str(expected), str(found), witness, hint)
 
 
+def kib(claim: str, expected: int, found: int | None, witness: str, hint: str = "") -> Check:
+    """Two sizes in KiB that are to be equal."""
+    text = "nothing" if found is None else f"{found:,} KiB"
+    return Check(claim, expected == found, f"{expected:,} KiB", text, witness, hint)
+
+
 def flags(look: Look, on: str = "", off: str = "", hint: str = "") -> Check:
     """Which flags the entry has, and which it has not; names in a row, as `P RW`."""
     wanted, unwanted = on.split(), off.split()

@@ -134,16 +134,27 @@ class Stage:
         mm = self.task().mm
         return 0 if mm is None else mm.rss * self.page_size // 1024
 
+    def sizes(self, before: NumbersShown | None = None) -> NumbersShown:
+        """The sizes that the program's mm counts, beside an earlier reading."""
+        mm, was = self.task().mm, [row.value for row in before.rows] if before else [None] * 3
+        if mm is None:
+            return NumbersShown("struct mm_struct", ())
+        kib = self.page_size // 1024
+        values = mm.total_vm * kib, mm.rss * kib, mm.pgtables_bytes // 1024
+        names = "VSZ", "RSS", "page tables"
+        rows = (Number(name, value, "KiB", old) for name, value, old in zip(names, values, was, strict=True))
+        return NumbersShown("struct mm_struct", tuple(rows))
+
     def meminfo(self, names: Iterable[str], before: NumbersShown | None = None) -> NumbersShown:
         """Some lines of /proc/meminfo, computed from memory; beside an earlier reading."""
         known = self.guest.meminfo()
         earlier = {row.name: row.value for row in before.rows} if before else {}
         rows = tuple(Number(name, known.get(name, 0), "KiB", earlier.get(name)) for name in names)
-        return NumbersShown("meminfo", rows)
+        return NumbersShown("all of memory, as in /proc/meminfo", rows)
 
 
 def frames_of(now: Look, before: Look | None = None) -> tuple[FrameShown, ...]:
     """The frame that a look found, if any, beside what it was at an earlier one."""
     if now.frame is None:
         return ()
-    return (FrameShown(now.who, now.frame, before.frame if before else None),)
+    return (FrameShown(f"{now.who}'s frame", now.frame, before.frame if before else None),)

