@@ -21,8 +21,8 @@ from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
 from inspector.symbols import Kernel
-from inspector.trace import FaultKind, FaultTrace
-from inspector.units import PhysAddr, VirtAddr, printable
+from inspector.trace import AllocationTrace, FaultKind, FaultTrace
+from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,24 @@ class Guest(Linux):
             limit=limit,
             children=children,
             step=step,
+        )
+
+    def trace_allocations(
+        self,
+        target: int | str | None = None,
+        *,
+        pfn: Pfn | None = None,
+        limit: int | None = None,
+        children: bool = False,
+        step: bool = False,
+    ) -> AllocationTrace:
+        """Trace the pages that a process, a program that is started for it, or all tasks allocate and free.
+
+        See AllocationTrace. Raises SymbolsError (the kernel cannot be traced), NoSuchFrame, UsageError;
+        NoSuchTask, MachineError as it begins.
+        """
+        return AllocationTrace(
+            self.kernel, self.machine, target, pfn=pfn, limit=limit, children=children, step=step
         )
 
     # Names

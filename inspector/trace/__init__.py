@@ -1,9 +1,20 @@
-"""Stop and look: page faults as they happen."""
+"""Stop and look: page faults and page allocations as they happen."""
 
 from __future__ import annotations
 
+from inspector.trace.allocations import Allocation, AllocationTrace
 from inspector.trace.faults import FaultTrace
 from inspector.trace.kinds import FaultKind
 from inspector.trace.records import ErrorCode, Fault, FrameState
+from inspector.trace.unwind import StackFrame
 
-__all__ = ["ErrorCode", "Fault", "FaultKind", "FaultTrace", "FrameState"]
+__all__ = [
+    "Allocation",
+    "AllocationTrace",
+    "ErrorCode",
+    "Fault",
+    "FaultKind",
+    "FaultTrace",
+    "FrameState",
+    "StackFrame",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from inspector.machine.stoploop import Hit
 from inspector.symbols import Kernel
@@ -76,14 +76,15 @@ class FaultTrace(Trace[Fault]):
     def _chosen(self, address: VirtAddr) -> bool:
         return self._start <= address < self._end
 
-    def _at_hit(self, hit: Hit) -> tuple[Fault | None, VirtAddr | None]:
+    def _at_hit(self, hit: Hit) -> tuple[Sequence[Fault], VirtAddr | None]:
         assert self._handling is not None
         fault, asker = self._handling.at_stop(hit)
         if fault and self._kinds is not None and fault.kind not in self._kinds:
             self._filtered += 1
-            return None, asker
-        if fault:
-            self.counts[fault.kind] += 1
-            self.minor += fault.minor
-            self.major += fault.major
-        return fault, asker
+            fault = None
+        if fault is None:
+            return (), asker
+        self.counts[fault.kind] += 1
+        self.minor += fault.minor
+        self.major += fault.major
+        return (fault,), asker

@@ -14,6 +14,7 @@ from inspector.errors import InspectorError, KernelError
 from inspector.kernel import ksyms, modules, ptes, vmas
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.mm import Mm
+from inspector.kernel.pages import compound_order
 from inspector.kernel.vmas import Vma
 from inspector.symbols import Kernel, StructView
 from inspector.trace.kinds import Entry
@@ -180,6 +181,14 @@ class Reader:
         if head != pfn:
             raw = self.kernel.space.read(self._memmap.address(Pfn(head)), self._memmap.struct_size)
         return self._state(pfn, raw)
+
+    def order(self, pfn: Pfn) -> int:
+        """The order of the compound page that begins at a frame; 0 for a page of its own."""
+        memmap = self._memmap
+        flags = memmap.view(pfn).int("flags.f" if self.kernel.types.has("page", "flags.f") else "flags")
+        if not flags >> self._flags["PG_head"] & 1:
+            return 0
+        return compound_order(self.kernel, memmap.address(pfn), memmap.struct_size)
 
     def _state(self, pfn: Pfn, raw: bytes) -> FrameState:
         def number(path: str, size: int, signed: bool = False) -> int:

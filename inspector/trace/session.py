@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -99,8 +99,8 @@ class Trace(ABC, Generic[Record]):
         """The guest stands still and is about to be traced; a command's task is a shell yet."""
 
     @abstractmethod
-    def _at_hit(self, hit: Hit) -> tuple[Record | None, VirtAddr | None]:
-        """What a stop tells: a record that it completes, and where to stop from now on too."""
+    def _at_hit(self, hit: Hit) -> tuple[Sequence[Record], VirtAddr | None]:
+        """What a stop tells: records that it completes, and where to stop from now on too."""
 
     # on and off
 
@@ -233,18 +233,18 @@ class Trace(ABC, Generic[Record]):
 
     def _at_stop(self, loop: StopLoop, hit: Hit) -> None:
         try:
-            record, further = self._at_hit(hit)
+            records, further = self._at_hit(hit)
             if further is not None:
                 self._arm(loop, further)
         except (OutsideRam, PageFault, SymbolsError, KernelError):  # what is corrupt must not end the trace
             self._unreadable += 1
             return
-        if record is None:
-            return
-        self.recorded += 1
-        self._asked.clear()
-        self._queue.put((record,))
-        if self._limit is not None and self.recorded >= self._limit:
-            self._ending.set()
-        elif self._step:
-            self._asked.wait()
+        for record in records:
+            self.recorded += 1
+            self._asked.clear()
+            self._queue.put((record,))
+            if self._limit is not None and self.recorded >= self._limit:
+                self._ending.set()
+                return
+            if self._step:
+                self._asked.wait()
