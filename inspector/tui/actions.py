@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textual.binding import Binding, BindingType
 
@@ -41,6 +41,7 @@ GLOBAL = (
     Action("view('swap')", "9,f9", "Swap: areas, and who is swapped out"),
     Action("view('memory')", "0,f10", "Memory: the lines of /proc/meminfo, and memory cgroups"),
     Action("view('console')", "c,f11", "Console: what the guest says; run a command in it"),
+    Action("view('faults')", "F,f12", "Faults: page faults of a task, one by one as they happen"),
     Action("reload", "ctrl+r", "Read the shown data again now"),
     Action("quit", "q,ctrl+q", "Quit", "Quit", "q"),
 )
@@ -121,6 +122,17 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
     ViewName.MEMORY: (
         Action("open", "enter", "Go to what the line counts", "Open"),
         *_LISTED,
+    ),
+    ViewName.FAULTS: (
+        Action("open", "enter", "Open the frame that came in", "Page"),
+        Action("trace", "t", "Begin to trace the task, or end it", "Trace"),
+        Action("next", "n", "Go on to the next fault, and stay there", "Next"),
+        Action("run", "g", "Let it run, or stay at the next fault", "Run"),
+        Action("command", "i", "Type a command, or a PID, to trace", "Cmd"),
+        Action("export", "e", "Save the fault as JSON and SVG in the current folder", "Save"),
+        Action("walk", "w", "Walk the address as it is now"),
+        Action("children", "k", "Trace what the process forks too, or not: before the trace begins"),
+        *(replace(action, label="") for action in _LISTED),
     ),
     ViewName.CONSOLE: (Action("command", "enter,i", "Type a command to run in the guest", "Command", "⏎"),),
 }

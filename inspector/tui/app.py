@@ -21,9 +21,11 @@ from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
 from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
 from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
+from inspector.tui.recorder import Recorder, Traced
 from inspector.tui.source import Source
 from inspector.tui.views.base import Go, NextTask, Reread, View
 from inspector.tui.views.console import ConsoleView, RunCommand, run_command
+from inspector.tui.views.faults import FaultsView
 from inspector.tui.views.frames import FramesView
 from inspector.tui.views.memory import MemoryView
 from inspector.tui.views.overview import OverviewView
@@ -73,6 +75,8 @@ class InspectorApp(App[None]):
         self._notice = Static(id="notice", markup=False)
         self._switcher = ContentSwitcher(initial=ViewName.OVERVIEW.value)
         self._console = ConsoleView()
+        self._recorder = Recorder(source, self._post)
+        self._faults = FaultsView(self._recorder)
         views = (
             OverviewView(),
             TasksView(),
@@ -85,6 +89,7 @@ class InspectorApp(App[None]):
             SwapView(),
             MemoryView(),
             self._console,
+            self._faults,
         )
         self._views: dict[ViewName, View[Any]] = {view.NAME: view for view in views}
         self._serial = 0
@@ -114,7 +119,8 @@ class InspectorApp(App[None]):
         self._enter(self._place)
 
     def on_unmount(self) -> None:
-        """Nobody reads the guest after the UI is gone."""
+        """Nobody reads or traces the guest after the UI is gone."""
+        self._recorder.close()
         self._poller.stop()
 
     @property
@@ -165,7 +171,9 @@ class InspectorApp(App[None]):
         )
 
     def _current_pid(self) -> int:
-        """The task that bare user addresses belong to: the last one looked at."""
+        """The task that bare user addresses belong to: the one under the cursor, or the last looked at."""
+        if self.view.pid is not None:
+            return self.view.pid
         for place in (self._place, *(visited.place for visited in reversed(self._history))):
             if place.pid is not None:
                 return place.pid
@@ -173,11 +181,19 @@ class InspectorApp(App[None]):
 
     def _default(self, view: ViewName) -> Place:
         """Where a digit leads: to where the view was last, or to what is most at hand."""
+        if view is ViewName.FAULTS and not self._keeps_trace():
+            return Place(view, pid=self._current_pid())
         if view in self._last:
             return self._last[view]
         if view is ViewName.SPACE:
             return Place(view, pid=self._current_pid())
         return Place(view)
+
+    def _keeps_trace(self) -> bool:
+        """Whether there is a trace to come back to; one that has ended gives way where tasks are chosen."""
+        progress = self._recorder.progress
+        choosing = self._place.view in (ViewName.TASKS, ViewName.SPACE)
+        return progress.on or (progress.state == "ended" and not choosing)
 
     def on_go(self, message: Go) -> None:
         """A view followed a link."""
@@ -207,6 +223,11 @@ class InspectorApp(App[None]):
             self.call_from_thread(self._console.finished, answer)
 
         self.run_worker(work, thread=True, exit_on_error=False)
+
+    def on_traced(self, message: Traced) -> None:
+        """There is news of the trace."""
+        if self._faults.is_attached:
+            self._faults.news()
 
     def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
         """A tab was clicked."""
@@ -265,6 +286,7 @@ class InspectorApp(App[None]):
     def action_leave(self) -> None:
         """Go back."""
         if self._history:
+            self.view.leave()
             *self._history, visited = self._history
             self._enter(visited.place, visited.memento)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import Right
-from inspector.errors import InspectorError, NoSuchFrame, UsageError
+from inspector.errors import InspectorError, KernelError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
 from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.owners import Owner
@@ -32,6 +32,8 @@ from inspector.tui.source import (
     Space,
     Swap,
     TaskRow,
+    Traceable,
+    Tracing,
     VmallocRow,
     VmaRow,
     WalkView,
@@ -228,6 +230,19 @@ class GuestSource:
     def memory(self) -> Memory:
         """Counters of all memory. Raises CorruptGuest."""
         return readers.memory(self._guest)
+
+    def traceable(self, pid: int) -> Traceable:
+        """A task to trace, or one that is gone."""
+        try:
+            with self._guest.still():
+                task = self._guest.task(pid)
+                return Traceable(pid, task.name, Resident(task.mappings()))
+        except KernelError:
+            return Traceable(pid, "", None)
+
+    def trace(self, target: int | str, children: bool) -> Tracing:
+        """Page faults of a process, or of a command: the guest stands still at each. Raises UsageError."""
+        return self._guest.trace_faults(target, children=children, step=True)
 
     def console(self, lines: int) -> str:
         """The console's last lines, made printable."""

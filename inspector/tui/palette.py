@@ -132,6 +132,15 @@ def owner_look(owner: Owner) -> Look:
     return Look(plain, _SPARE[owner % len(_SPARE)], plain[0].upper(), plain)
 
 
+_USES = {"anonymous": "ANON", "shared memory": "SHMEM", "KSM": "ANON"}
+
+
+def use_look(use: str) -> Look:
+    """How a frame is drawn by what a trace's FrameState says that it is used for."""
+    name = _USES.get(use, use.upper().replace(" ", "_"))
+    return _OWNERS.get(name, _OWNERS["MARKED"])
+
+
 OWNERS: dict[int, Look] = {int(owner): owner_look(owner) for owner in Owner}
 
 OBJECTS: dict[int, Look] = {

@@ -28,6 +28,7 @@ class ViewName(StrEnum):
     SWAP = "swap"
     MEMORY = "memory"
     CONSOLE = "console"
+    FAULTS = "faults"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ def describe(place: Place) -> str:
             return f"page frame {pfn:#x}"
         case Place(view=ViewName.SPACE, pid=pid):
             return f"the address space of PID {pid}"
+        case Place(view=ViewName.FAULTS, pid=pid) if pid is not None:
+            return f"the page faults of PID {pid}"
         case Place(view=ViewName.WALK, va=va) if va is not None:
             where = f"in PID {place.pid}" if place.pid is not None else "in the kernel's page tables"
             where = f"from CR3 of CPU {place.cpu}" if place.cpu is not None else where

@@ -17,16 +17,19 @@ import inspector
 from inspector.errors import InspectorError, MachineError
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
+from inspector.trace import FaultKind
 from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.svg import plain
+from inspector.tui.views.faults import FaultsView
 from inspector.units import VirtAddr
 
 SIZE = (120, 36)
 _PATIENCE = 60.0  # seconds for a task to get ready, or a screen to fill
 _GROUP = "/sys/fs/cgroup/small"
 _SWAPPED = "/labs/touch 16M --no-thp"
+_FAULTS = "/labs/faults /tmp"
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
 
@@ -71,12 +74,15 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "swap": Place(ViewName.SWAP),
         "memory": Place(ViewName.MEMORY),
         "console": Place(ViewName.CONSOLE),
+        "faults": Place(ViewName.FAULTS, pid=pids[_FORK]),
     }
     saved = []
     async with app.run_test(size=SIZE) as pilot:
         for name, place in places.items():
             app.go(place)
             await _filled(pilot, app)
+            if isinstance(app.view, FaultsView):
+                await _traced(pilot, app.view)
             path = folder / f"{name}.svg"
             path.write_text(plain(app.export_screenshot(title=f"kmi: {name}")))
             saved.append(path)
@@ -90,6 +96,20 @@ async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
         if time.monotonic() > end:
             raise MachineError(f"the {app.place.view} screen got no data in {_PATIENCE:.0f} s")
         await pilot.pause(0.05)
+    await pilot.pause(0.3)
+
+
+async def _traced(pilot: Pilot[Any], view: FaultsView) -> None:
+    """Trace a program with faults of many kinds, and look at a copy-on-write."""
+    view.begin(_FAULTS, run=True)
+    end = time.monotonic() + _PATIENCE
+    while view.traced.on:
+        if time.monotonic() > end:
+            raise MachineError(f"{_FAULTS} did not end within {_PATIENCE:.0f} s")
+        await pilot.pause(0.05)
+    await pilot.pause(0.3)
+    copies = [row for row in view.table.shown if row.kind is FaultKind.COW_COPY and row.before.pfn]
+    view.table.move_to(copies[-1].number)
     await pilot.pause(0.3)
 
 

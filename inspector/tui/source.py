@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from inspector.kernel.vmalloc import VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Zone
 from inspector.machine import Completed, RunState
+from inspector.trace import Fault, FaultKind
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
 from inspector.units import Pfn, PhysAddr, VirtAddr
@@ -242,6 +245,47 @@ class Memory:
     page_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traceable:
+    """A task whose faults may be traced, and how much of its address space is there; None: it is gone."""
+
+    pid: int
+    name: str
+    resident: Resident | None
+
+
+class Tracing(Protocol):
+    """A trace of page faults: what FaultTrace is. It is on while one is inside."""
+
+    pid: int
+    counts: Counter[FaultKind]
+    minor: int
+    major: int
+
+    @property
+    def others(self) -> int:
+        """Faults of other tasks."""
+
+    @property
+    def lost(self) -> int:
+        """Faults without a record."""
+
+    @property
+    def on(self) -> bool:
+        """Whether it goes on."""
+
+    def next(self, timeout: float | None = None) -> Fault | None:
+        """The next fault, at whose end the guest stands still until the one after is asked for."""
+
+    def __enter__(self) -> Self:
+        """Begin. Raises NoSuchTask, UsageError, MachineError, GuestDied."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End: no breakpoint stays."""
+
+
 class Source(Protocol):
     """What the UI asks of a guest. All but symbol() and complete() may take long: poller's thread only."""
 
@@ -286,6 +330,15 @@ class Source(Protocol):
 
     def memory(self) -> Memory:
         """Counters of all memory."""
+
+    def traceable(self, pid: int) -> Traceable:
+        """A task to trace, or one that is gone."""
+
+    def trace(self, target: int | str, children: bool) -> Tracing:
+        """Page faults of a process, or of a command that is started for it: on a thread of its own.
+
+        Raises SymbolsError, UsageError.
+        """
 
     def console(self, lines: int) -> str:
         """The console's last lines."""

@@ -37,6 +37,10 @@ PageScreen VirtualTable { height: auto; max-height: 8; }
 .-huge PageScreen #page-left { width: 1fr; }
 .-huge PageScreen #page-right { width: 76; margin-left: 3; }
 
+.-tall #faults-summary { text-wrap: wrap; }
+FaultsView VirtualTable { min-height: 4; }
+.-tall FaultsView FaultStrip, .-tall FaultsView VirtualTable { margin-bottom: 1; }
+
 ConsoleView RichLog { height: 1fr; background: $background; background-tint: $background 0%; }
 ConsoleView RichLog { scrollbar-size-vertical: 1; }
 """

@@ -6,6 +6,8 @@ import asyncio
 import html
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +31,8 @@ from inspector.kernel.zones import Watermarks, Zone
 from inspector.linux import FreeCounts
 from inspector.machine import Completed, CpuRegisters, RunState
 from inspector.memory import MappedRam, RamBlock
+from inspector.trace import ErrorCode, Fault, FaultKind, FrameState
+from inspector.trace.kinds import Entry, Evidence
 from inspector.tui.app import InspectorApp
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
@@ -46,6 +50,7 @@ from inspector.tui.source import (
     Swap,
     SwapRow,
     TaskRow,
+    Traceable,
     VmallocRow,
     VmaRow,
     WalkView,
@@ -169,6 +174,65 @@ def ram() -> MappedRam:
     return MappedRam(memory, [RamBlock(PhysAddr(0), len(memory), 0)])
 
 
+def fault(number: int, **changes: Any) -> Fault:
+    """The fault so numbered: a first write to the page so numbered of a VMA of 16; frame 5 came in."""
+    address = VirtAddr((VA & ~0xFFF) + (number - 1) * PAGE + 0x18)
+    after = walk(ram(), X86_64_4LEVEL, ROOT, VirtAddr(VA & ~0xFFF | 0x18))
+    before = walk(
+        MappedRam(bytearray(64 << 10), [RamBlock(PhysAddr(0), 64 << 10, 0)]), X86_64_4LEVEL, ROOT, address
+    )
+    values: dict[str, Any] = {
+        "number": number, "pid": 42, "tgid": 42, "comm": "worker", "cpu": 0, "address": address,
+        "error": ErrorCode.U | ErrorCode.W, "user": True, "ip": VirtAddr(0x401234),
+        "place": "/bin/worker+0x1234",
+        "vma": vma(VA & ~0xFFF, (VA & ~0xFFF) + 16 * PAGE, 0x3, "[heap]"),
+        "before": before, "after": after, "returned": (frozenset(),), "frame": Pfn(5),
+        "frame_before": FrameState(Pfn(5), "free", 0, 0),
+        "frame_after": FrameState(Pfn(5), "anonymous", 2, 1),
+        "kind": FaultKind.ANONYMOUS, "reason": "", "minor": 1, "major": 0,
+        "evidence": Evidence(write=True, before=Entry(), after=Entry(pfn=5, size=PAGE, writable=True)),
+    }  # fmt: skip
+    return Fault(**(values | changes))
+
+
+class FakeTracing:
+    """A trace of known faults; with `lasts` it goes on when all of them are given. Counts what was asked."""
+
+    def __init__(self, pid: int, faults: list[Fault], lasts: bool, error: Exception | None) -> None:
+        self.pid = pid
+        self._faults = faults
+        self._lasts = lasts
+        self._error = error
+        self.given = 0
+        self.closed = False
+        self.counts: Counter[FaultKind] = Counter()
+        self.minor = self.major = 0
+        self.others, self.lost = 7, 0
+
+    def __enter__(self) -> FakeTracing:
+        if self._error:
+            raise self._error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.closed = True
+
+    @property
+    def on(self) -> bool:
+        return self._lasts or self.given < len(self._faults)
+
+    def next(self, timeout: float | None = None) -> Fault | None:
+        if self.given == len(self._faults):
+            time.sleep(0.01)
+            return None
+        found = self._faults[self.given]
+        self.given += 1
+        self.counts[found.kind] += 1
+        self.minor += found.minor
+        self.major += found.major
+        return found
+
+
 @dataclass
 class FakeSource:
     """A Source whose answers are known. Tests change its parts, make it slow, and kill it."""
@@ -217,6 +281,10 @@ class FakeSource:
         SwapRow(42, "worker", "PROT_NONE", None, 1, 1, VirtAddr(0x7F0000480000), None, Pfn(0x801)),
     )
     groups: tuple[MemoryGroup, ...] = ()
+    faults: list[Fault] = field(default_factory=lambda: [fault(number) for number in range(1, 6)])
+    trace_lasts: bool = False
+    trace_error: Exception | None = None
+    tracing: FakeTracing | None = None
     console_text: str = "login:"
     run_state: RunState = field(default_factory=lambda: RunState("running", "running"))
     gate: threading.Event = field(default_factory=threading.Event)
@@ -349,6 +417,19 @@ class FakeSource:
         lines = {"MemTotal": 16384, "MemFree": 4096, "Slab": 48, "AnonPages": 2048, "HugePages_Total": 3}
         return Memory(tuple(lines.items()), self.groups, PAGE)
 
+    def traceable(self, pid: int) -> Traceable:
+        self._ask(f"traceable {pid}")
+        mappings = np.zeros(1, MAPPING)
+        mappings["va"], mappings["size"] = (VA & ~0xFFF) + 15 * PAGE, PAGE
+        found = next((row for row in self.rows if row.pid == pid), None)
+        return Traceable(pid, found.name if found else "", Resident(mappings) if found else None)
+
+    def trace(self, target: int | str, children: bool) -> FakeTracing:
+        self.asked.append(f"trace {target}{' and children' if children else ''}")
+        pid = target if isinstance(target, int) else 42
+        self.tracing = FakeTracing(pid, self.faults, self.trace_lasts, self.trace_error)
+        return self.tracing
+
     def console(self, lines: int) -> str:
         return self.console_text
 
@@ -468,7 +549,7 @@ def run_script(
 
     async def main() -> None:
         app = InspectorApp(source)
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=True) as pilot:
             await script(Screen(app, pilot))
 
     asyncio.run(main())

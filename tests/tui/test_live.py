@@ -16,6 +16,7 @@ from inspector.guest import Guest
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.screenshots import take
+from inspector.tui.views.faults import FaultsView
 from inspector.units import Pfn, format_size
 
 if TYPE_CHECKING:
@@ -152,6 +153,47 @@ def test_every_frame_can_be_opened(play_live: Play, guest: Guest) -> None:
         await screen.shows("has no struct page")
 
     play_live(GuestSource(guest), script)
+
+
+def test_faults_are_the_programs(play_live: Play, guest: Guest) -> None:
+    async def script(screen: Screen) -> None:
+        await screen.press("F", "i")
+        await screen.type("/labs/faults /tmp")
+        await screen.press("enter")
+        await screen.shows("held", "1 fault,")
+        await screen.press("g")
+        await screen.shows("ended", "anonymous", "dirty_tracking")
+        view = screen.app.view
+        assert isinstance(view, FaultsView)
+        said = guest.run(f"cat /tmp/spawn-{view.traced.pid}.log").check().stdout.splitlines()
+        kind, _, _, address, entry = next(line.split() for line in said if line.startswith("COW_COPY"))
+        await screen.press("f")
+        await screen.type(f"{kind.lower()} {address}")
+        await screen.press("enter")
+        pfn = int(entry, 16) & (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
+        await screen.shows(
+            "copy-on-write, copied", f"{address} write by user code", f"✔ PFN {pfn:#x} 4 KiB rw-"
+        )
+
+    play_live(GuestSource(guest), script)
+
+
+def test_quitting_at_a_fault_lets_the_task_run_on(play_live: Play, guest: Guest) -> None:
+    traced: list[int] = []
+
+    async def script(screen: Screen) -> None:
+        await screen.press("F", "i")
+        await screen.type("/labs/touch 1M --no-thp")
+        await screen.press("enter")
+        await screen.shows("held", "1 fault,")
+        view = screen.app.view
+        assert isinstance(view, FaultsView)
+        traced.append(view.traced.pid)
+        await screen.press("n", "q")
+
+    play_live(GuestSource(guest), script)
+    log = f"/tmp/spawn-{traced[0]}.log"
+    guest.run(f"until [ -s {log} ]; do sleep 0.05; done; kill {traced[0]}", timeout=60).check()
 
 
 def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:

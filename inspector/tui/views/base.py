@@ -50,6 +50,11 @@ class View(Vertical, Generic[Data]):
         self.place = Place(self.NAME)
         self.data: Data | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The task that the view is about, or that its cursor is on."""
+        return self.place.pid
+
     def request(self, place: Place) -> Callable[[Source], Data]:
         """The question whose answer show() gets; it runs on the poller's thread and touches no widget."""
         raise NotImplementedError
@@ -73,6 +78,9 @@ class View(Vertical, Generic[Data]):
 
     def memento(self) -> Any:
         """What to keep for when one comes back: where the cursor is."""
+
+    def leave(self) -> None:
+        """Esc closes the view: what goes on in it ends."""
 
     def restore(self, memento: Any) -> None:
         """Put back what memento() gave; the data may not be there yet."""

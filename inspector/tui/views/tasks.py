@@ -99,6 +99,12 @@ class TasksView(ListView[tuple[TaskRow, ...], TaskRow]):
         if self.table.row:
             self.post_message(Go(Place(ViewName.SPACE, pid=self.table.row.pid)))
 
+    @property
+    def pid(self) -> int | None:
+        """The process under the cursor, where it has an address space."""
+        row = self.table.row
+        return row.tgid if row and not row.kernel_thread else None
+
     def action_threads(self) -> None:
         """Threads or processes."""
         self._threads = not self._threads
