@@ -5,6 +5,8 @@ What it rests on (QEMU gdbstub.c):
 - `P` is refused until the client has read the target description.
 - A breakpoint is checked before its instruction, at each arrival: to go on, leave its address first. A step
   (`vCont;s`) is not held up by it.
+- A stop at a breakpoint or after a step throws away all that TCG has translated (tb_flush, up to 10.1): some
+  milliseconds to translate what runs next. A breakpoint's page runs one instruction at a time.
 - `+` is sent as a packet is carried out, on the main loop that also carries out QMP commands.
 """
 

@@ -14,13 +14,12 @@ from inspector.machine.stoploop import Hit
 from inspector.symbols import StructView
 from inspector.trace.follow import Followed
 from inspector.trace.kinds import SIGBUS, SIGSEGV, Evidence, classify, reason
-from inspector.trace.reading import Reader, safe_place
+from inspector.trace.reading import VSYSCALL, Reader, safe_place
 from inspector.trace.records import ErrorCode, Fault
 from inspector.trace.stops import FaultPoints
 from inspector.units import Pfn, VirtAddr, printable
 
 _FLAG_WRITE = 1 << 0  # FAULT_FLAG_WRITE, include/linux/mm_types.h
-_VSYSCALL = 0xFFFF_FFFF_FF60_0000
 _VM_GROWSDOWN = 1 << 8
 _PF_BITS = 0x7F  # of an error code on the stack: what is above is not the MMU's
 
@@ -241,7 +240,7 @@ class Handling:
         return Evidence(
             write=writes,
             kernel_address=kernel_address,
-            vsyscall=opened.user and moved and opened.address & self._page_mask == _VSYSCALL,
+            vsyscall=opened.user and moved and opened.address & self._page_mask == VSYSCALL,
             allowed=granted and (before.executable or ErrorCode.I not in opened.error),
             vma=vma,
             file=opened.file,

@@ -25,6 +25,7 @@ from inspector.units import MIB, Pfn, PhysAddr, VirtAddr, printable
 _UFFD_WP, _SOFT_DIRTY = 1 << 10, 1 << 11
 _S_IFMT, _S_IFREG, _S_IFBLK = 0o170000, 0o100000, 0o060000
 _MAX_SIGNALS = 64
+VSYSCALL = 0xFFFF_FFFF_FF60_0000  # VSYSCALL_ADDR, arch/x86/include/uapi/asm/vsyscall.h
 _MAX_MEMMAP = 16 * MIB
 """Up to so many bytes of struct pages (1 GiB of memory) are kept from a fault's begin to its end."""
 
@@ -93,6 +94,8 @@ class Reader:
     def place(self, ip: VirtAddr, mm: StructView | None) -> str:
         """Where code lies: `symbol+0xoffset`, or the file and the offset in it."""
         user = self.kernel.space.format.va_bits - 1
+        if ip & -self.kernel.space.format.page_size == VSYSCALL:
+            return f"[vsyscall]+{ip - VSYSCALL:#x}"
         if ip >> user:
             found = ksyms.in_kernel(self.kernel, ip)
             if found is None:

@@ -316,6 +316,39 @@ static void bad(void)
 	}
 }
 
+/* A page of the pool of huge pages, which is made larger for it. */
+static void pooled(void)
+{
+	static const char path[] = "/proc/sys/vm/nr_hugepages";
+	char text[32] = "";
+	int fd = open(path, O_RDWR);
+	char *huge;
+
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) < 1)
+		return;
+	snprintf(text, sizeof(text), "%lu", strtoul(text, NULL, 10) + 1);
+	if (pwrite(fd, text, strlen(text), 0) < 1)
+		return;
+	huge = mmap(place(), 2 * MIB, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB | MAP_FIXED_NOREPLACE, -1, 0);
+	if (huge != MAP_FAILED)
+		writes("HUGETLB", huge + PAGE);
+	close(fd);
+}
+
+/* time() of the vsyscall page, which nobody may execute: the kernel does its work (vsyscall=none: it does not). */
+static void vsyscall(void)
+{
+	long (*old_time)(long *) = (void *)0xffffffffff600400UL;
+
+	if (!sigsetjmp(back, 1)) {
+		old_time(NULL);
+		did("VSYSCALL", "user", "exec", (void *)old_time);
+	} else {
+		did("SIGSEGV", "user", "exec", (void *)old_time);
+	}
+}
+
 static void tracked(void)
 {
 	char *page = anonymous(PAGE, PROT_READ | PROT_WRITE);
@@ -362,6 +395,8 @@ int main(int argc, char **argv)
 	driver();
 	userfault();
 	bad();
+	pooled();
+	vsyscall();
 	getrusage(RUSAGE_SELF, &last);
 	tracked();
 	for (int i = 0; i < count; i++)

@@ -79,7 +79,7 @@ def test_each_kind_is_told(traced_guest: Guest) -> None:
         assert [(fault.kind.name, mode(fault), fault.address) for fault in ours] == [
             (access.kind, access.mode, access.address) for access in said
         ]
-        assert len({access.kind for access in said}) >= 17
+        assert len({access.kind for access in said}) >= 19
         assert trace.lost == 0
         check_error_codes(ours, said)
         check_frames(ours, said)
