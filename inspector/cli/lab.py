@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from inspector.guest import Guest
 from inspector.kernel.vmas import Vma
 from inspector.labs import Lab
 from inspector.labs.story import Ending, Event, Question, Seen, Step
-from inspector.units import word
+from inspector.units import printable, word
 
 _EXAMPLES = (
     "kmi lab --list",
@@ -39,6 +40,9 @@ _ADDRESSES = ("va", "entry", "phys", "start", "end", "address")
 @click.option(
     "--prepare", metavar="COMMAND", help="Run this in the guest, not what the lab would: break its premise."
 )
+@click.option(
+    "--svg", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Save each step as SVG."
+)
 @output.json_option
 @guest_options
 def lab(
@@ -47,6 +51,7 @@ def lab(
     pause: bool,
     answers: bool,
     prepare: str | None,
+    svg: Path | None,
     as_json: bool,
     options: GuestOptions,
 ) -> int:
@@ -63,13 +68,14 @@ def lab(
     chosen = labs.find(name)
     with opened(options) as opening:
         reader = _Reader(pause, answers or as_json)
-        events = _tell(opening.guest, chosen, prepare, reader, quiet=as_json)
+        pictures = lab_view.Pictures(svg, chosen.name) if svg else None
+        events = _tell(opening.guest, chosen, prepare, reader, pictures, quiet=as_json)
     ending = events[-1]
     assert isinstance(ending, Ending)
     if as_json:
         output.emit_json(as_data(chosen, events))
     elif not ending.passed:
-        sys.stderr.write(f"kmi: lab {chosen.name} failed at {ending.words}\n")
+        sys.stderr.write(f"kmi: lab {chosen.name} failed at {printable(ending.words)}\n")
     return 0 if ending.passed else 1
 
 
@@ -117,19 +123,29 @@ class _Reader:
         return line
 
 
-def _tell(guest: Guest, lab: Lab, prepare: str | None, reader: _Reader, quiet: bool) -> list[Event]:
+def _tell(
+    guest: Guest,
+    lab: Lab,
+    prepare: str | None,
+    reader: _Reader,
+    pictures: lab_view.Pictures | None,
+    quiet: bool,
+) -> list[Event]:
     """Run a lab and draw it as it goes; all that happened."""
     events: list[Event] = []
     if not quiet:
-        lab_view.draw_title(lab, guest.info())
+        output.show(*lab_view.title(lab, guest.info()))
     story = labs.run(lab, guest, prepare)
     answer: str | None = None
     try:
         while True:
             event = story.send(answer)
             events.append(event)
-            if not quiet:
-                lab_view.draw(event)
+            parts = lab_view.event(event)
+            if pictures:
+                pictures.add(event, parts)
+            if parts and not quiet:
+                output.show(*parts)
             answer = None
             match event:
                 case Question():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
+from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from inspector.cli import output, walk_view
 from inspector.cli.output import guest_text
+from inspector.errors import SetupError
 from inspector.guest import GuestInfo
 from inspector.labs.story import (
     AliasesShown,
@@ -33,28 +36,71 @@ from inspector.labs.story import (
 from inspector.units import format_size
 
 _ADDED, _GONE = "bold green", "bold red"
+_WIDTH = 80  # columns of a picture
 _PAGES_A_LINE = 64
+_LEGEND = "P present, RW writable, US user, A accessed, D dirty, NX no code, SW Linux's own"
 
 
-def draw_title(lab: Lab, guest: GuestInfo) -> None:
-    """What is asked, and where."""
-    output.show(Text(lab.question, "bold"), Text(f"Linux {guest.release}, lab {lab.name}", "dim"))
+def title(lab: Lab, guest: GuestInfo) -> list[RenderableType]:
+    """What is asked, and where; and how to read the entries."""
+    return [
+        Text(lab.question, "bold"),
+        Text(f"Linux {guest.release}, lab {lab.name}. The flags of page table entries:", "dim"),
+        Text(_LEGEND, "dim"),
+    ]
 
 
-def draw(event: Event) -> None:
-    """One event; a question draws itself as it is asked."""
+def event(event: Event) -> list[RenderableType]:
+    """One event; a question draws itself as it is asked, and what failed is said on stderr."""
     match event:
         case Step():
-            output.show(*_step(event))
+            return list(_step(event))
         case Seen():
             parts = [part for exhibit in event.exhibits for part in _exhibit(exhibit)]
             words = [Text(event.words)] if event.words else []
-            output.show(Text(""), *parts, *words, _checks(event.checks))
-        case Ending():
-            style, word = ("bold green", "As expected. ") if event.passed else (_GONE, "Failed at ")
-            output.show(Text(""), Text.assemble((word, style), guest_text(event.words)))
+            return [Text(""), *parts, *words, _checks(event.checks)]
+        case Ending(passed=True):
+            return [Text(""), Text.assemble(("As expected. ", "bold green"), event.words)]
         case _:
-            pass
+            return []
+
+
+class Pictures:
+    """The steps of a lab as SVG files, one each: FOLDER/lab-NAME-1.svg and so on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._number = 0
+        self._console = self._fresh()
+
+    @staticmethod
+    def _fresh() -> Console:
+        return Console(
+            record=True, file=io.StringIO(), width=_WIDTH, force_terminal=True, markup=False, emoji=False,
+            highlight=False, legacy_windows=False, color_system="truecolor",
+        )  # fmt: skip
+
+    def add(self, event: Event, parts: list[RenderableType]) -> None:
+        """Draw what a step has to say. Raises SetupError."""
+        if isinstance(event, Step | Ending):
+            self.save()
+            self._number = event.number if isinstance(event, Step) else 0
+        if self._number and parts:
+            self._console.print(*parts, sep="\n")
+
+    def save(self) -> None:
+        """Write the picture of the last step. Raises SetupError."""
+        from inspector.tui.svg import plain
+
+        if self._number:
+            path = self._folder / f"lab-{self._name}-{self._number}.svg"
+            text = plain(self._console.export_svg(title=f"kmi lab {self._name}, step {self._number}"))
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            except OSError as error:
+                raise SetupError(f"cannot write {path}: {error.strerror}") from error
+        self._console = self._fresh()
 
 
 def _step(step: Step) -> Iterable[RenderableType]:

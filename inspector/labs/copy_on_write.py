@@ -10,10 +10,10 @@ from inspector.labs.story import EntryShown, Lab, Seen, Step, Story
 
 def story(stage: Stage) -> Story:
     """Write, fork, write in the child, end the child, write in the parent."""
-    parent = stage.actor
+    parent, stage.name = stage.actor, "parent"
     yield Step(
         "A page of its own",
-        "The program writes 7 to a page of private memory.",
+        "The program, a parent soon, writes 7 to a page of private memory.",
         ("page[0] = 7;",),
         ("The entry is writable (RW) and dirty (D).", "One entry maps the frame: its mapcount is 1."),
     )
@@ -70,7 +70,7 @@ def story(stage: Stage) -> Story:
             checks.flags(left, off="RW"),
             checks.mapcount(left, 1),
             checks.pagemap(copy, wrote.pagemap),
-            equal("What the parent reads", 7, read.value, "the parent"),
+            equal("What the parent reads", 7, read.value, "the program"),
         ),
     )
 

@@ -34,6 +34,7 @@ class Stage:
     def __init__(self, guest: Guest, lab: Lab, prepare: str | None = None) -> None:
         """Raises LabFailed where the actor does not come up: `prepare` takes the place of the lab's own."""
         self.guest = guest
+        self.name = "program"  # what a story calls the actor
         self.page_size = guest.kernel.space.format.page_size
         self.actor = Actor(guest, lab.prepare if prepare is None else prepare, lab.undo)
 
@@ -63,7 +64,7 @@ class Stage:
             elif walk.steps:
                 meaning, pfn = self._nonpresent(walk.steps[-1].entry)
                 frame = None if pfn is None else self._frame(pfn)
-            return Look("child" if isinstance(who, Child) else "program", walk, meaning, frame)
+            return Look("child" if isinstance(who, Child) else self.name, walk, meaning, frame)
 
     def _nonpresent(self, entry: int) -> tuple[str, Pfn | None]:
         """What an entry that is not present stands for, in words; the frame that it names, if one."""

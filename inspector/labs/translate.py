@@ -32,7 +32,7 @@ def story(stage: Stage) -> Story:
         "The address",
         f"The program has written {_BYTE:#x} to an address. You find the byte in physical memory. The CPU "
         f"cuts the address into {levels} indices of 9 bits and an offset of 12. Register CR3 says where the "
-        "first table is; in a table, entry number I lies at 8 * I.",
+        "first table is. Entry number N of a table lies 8 * N bytes into it.",
         (f"*(char *){va:#x} = {_BYTE:#x};",),
         (f"You need {levels} entries. Answer in decimal, or in hexadecimal with 0x.",),
     )
@@ -54,7 +54,7 @@ def story(stage: Stage) -> Story:
             (f"index = ({va:#x} >> {step.level.shift}) & 0x1ff;", f"entry at {table:#x} + 8 * index"),
             (f"The {name} entry: P is set, and its address bits (51 to 12) lead on.",),
         )  # fmt: skip
-        said = yield from _ask("index =", step.index, f"bits {high} to {step.level.shift}, as a number")
+        said = yield from _ask("index =", step.index, f"bits {high} to {step.level.shift} as a number")
         place = yield from _ask(
             "the entry lies at", step.entry_address, f"{table:#x} + 8 * {step.index}", True
         )
@@ -68,9 +68,7 @@ def story(stage: Stage) -> Story:
                 equal("What is there", f"{step.entry:#x}", f"{raw:#x}", "physical memory"),
             ),
         )
-        where = yield from _ask(
-            "it leads to", target, "bits 51 to 12 of the entry; bits below 12 and above 51 as 0", True
-        )
+        where = yield from _ask("it leads to", target, "bits 51 to 12 of the entry, the others as 0", True)
         yield Seen((), (equal("Where it leads", f"{target:#x}", f"{where:#x}", "you"),))
         table = PhysAddr(where)
 
@@ -113,7 +111,7 @@ def _ask(what: str, right: int, help: str, hexadecimal: bool = False) -> Generat
             said = -1
         if said == right:
             break
-        prompt = f"no; {help}. {what}"
+        prompt = f"No: it is {help}. {what}"
     return said
 
 

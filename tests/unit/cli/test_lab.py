@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -125,6 +127,20 @@ def test_json(play: Any) -> None:
     assert entry["before"]["walk"]["steps"][-1]["flags"] == ["P", "US", "A", "NX"]
     assert seen["exhibits"][2]["now"]["phys"] == "0x4000"
     assert seen["checks"][0]["witness"] == "struct page"
+
+
+def test_pictures(play: Any, tmp_path: Path) -> None:
+    assert play(EVENTS, "--svg", str(tmp_path / "new")).status == 0
+    (picture,) = (tmp_path / "new").iterdir()
+    assert picture.name == "lab-zero-page-1.svg"
+    text = picture.read_text()
+    ElementTree.fromstring(text)
+    assert "8000000000004067" in text.replace("&#160;", " ")
+    assert "http" not in text.replace("http://www.w3.org", "")
+    (tmp_path / "file").write_text("")
+    done = play(EVENTS, "--svg", str(tmp_path / "file" / "x"))
+    assert done.status == 2
+    assert "cannot write" in done.err
 
 
 def test_pause_waits_at_each_event(play: Any) -> None:
