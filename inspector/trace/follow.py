@@ -37,6 +37,10 @@ class Followed:
             self._leaders[tgid] = leader
         return task
 
+    def runs(self, cpu: int, task: StructView) -> bool:
+        """Whether a CPU runs this very task."""
+        return cpus.current_task(self._reader.kernel, cpu).address == task.address
+
     def alive(self) -> bool:
         """Whether a traced process has a thread left. What looks torn counts as alive: the guest may run.
 

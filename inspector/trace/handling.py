@@ -99,6 +99,9 @@ class Handling:
             self._entry(hit)
         elif hit.address == points.exit:
             opened = self._open.pop(registers["rdi"], None)
+            if opened and not self._followed.runs(hit.cpu, opened.task):
+                self.lost += 1  # its stack is another task's by now
+                return None
             return self._finish(opened) if opened else None
         elif hit.address in self._returns:
             called = self._calls.pop(registers["rsp"], None)

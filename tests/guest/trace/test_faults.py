@@ -16,6 +16,7 @@ from inspector.units import VirtAddr
 pytestmark = pytest.mark.guest
 
 _RUNS = 10
+_PAGE = 4096
 _SPAWN_LOG = "/tmp/spawn-{}.log"
 # qemu_images/programs/faults.c: the window that is the script's alone; pagemap: Documentation/admin-guide/mm.
 _WINDOW, _WINDOW_END = 0x1000_0000_0000, 0x1001_0000_0000
@@ -180,6 +181,27 @@ def test_others_run_through(traced_guest: Guest) -> None:
     assert run == 128, "each page of 512 KiB once, in order"
     assert trace.others > 0
     assert trace.lost == 0
+
+
+def test_threads_that_fault_at_the_same_time(traced_guest: Guest) -> None:
+    """None is lost and none is told twice, on however many CPUs they fault."""
+    threads, pages = 3, 24
+    with traced_guest.trace_faults(f"/labs/race {threads} {pages}") as trace:
+        faults = list(trace)
+    said = traced_guest.run(f"cat /tmp/spawn-{trace.pid}.log").check().stdout.split()
+    own, common, minor, major = int(said[0], 16), int(said[1], 16), int(said[2]), int(said[3])
+    assert trace.lost == 0
+    in_own = [fault for fault in faults if own <= fault.address < own + threads * pages * _PAGE]
+    assert sorted(fault.address for fault in in_own) == [own + i * _PAGE for i in range(threads * pages)]
+    by_thread = {fault.pid for fault in in_own}
+    assert len(by_thread) == threads
+    for pid in by_thread:
+        mine = [fault.address for fault in in_own if fault.pid == pid]
+        assert mine == [mine[0] + i * _PAGE for i in range(pages)]
+    in_common = [fault for fault in faults if common <= fault.address < common + pages * _PAGE]
+    assert {fault.address for fault in in_common} == {common + i * _PAGE for i in range(pages)}
+    told = in_own + in_common
+    assert (sum(fault.minor for fault in told), sum(fault.major for fault in told)) == (minor, major)
 
 
 def runs(addresses: list[VirtAddr]) -> Iterator[list[int]]:
