@@ -72,15 +72,26 @@ def check_fault_stack(record: Allocation) -> None:
     assert places[-1] == "asm_exc_page_fault"
 
 
-def test_huge_pages_and_many_at_once(traced_guest: Guest) -> None:
-    with traced_guest.trace_allocations("/labs/touch 4M --thp", limit=300) as trace:
-        records = [record for record in iter(lambda: trace.next(timeout=6), None) if record is not None]
-    traced_guest.run(f"kill {trace.pid}")
-    assert sum(record.order == 9 and not record.freed for record in records) == 2
-    # A kernel stack is vmalloc memory, whose pages are asked for together.
-    with traced_guest.trace_allocations("/labs/fork 64K --no-thp", limit=400) as trace:
-        records = [record for record in iter(lambda: trace.next(timeout=6), None) if record is not None]
-    traced_guest.run(f"kill {trace.pid}")
+def records_of(guest: Guest, command: str) -> list[Allocation]:
+    """All that a program allocates and frees, until it says that it is ready and is killed."""
+    with guest.trace_allocations(command) as trace:
+        log = f"/tmp/spawn-{trace.pid}.log"
+        guest.run(f"until [ -s {log} ]; do sleep 0.05; done; kill {trace.pid}", timeout=120).check()
+        records = list(trace)
+    assert trace.lost == 0
+    return records
+
+
+def test_huge_pages(traced_guest: Guest) -> None:
+    records = records_of(traced_guest, "/labs/touch 4M --thp")
+    huge = [record.pfn for record in records if record.order == 9 and not record.freed]
+    assert len(huge) == 2
+    assert {record.pfn for record in records if record.order == 9 and record.freed} == set(huge)
+
+
+def test_many_pages_at_once(traced_guest: Guest) -> None:
+    """A kernel stack is vmalloc memory, whose pages are asked for together: each is told once."""
+    records = records_of(traced_guest, "/labs/fork 64K --no-thp")
     numbers = [record.number for record in records]
     assert numbers == list(range(1, len(records) + 1))
     live: set[int] = set()
