@@ -63,6 +63,7 @@ MISSING = $(strip \
 	$(if $(shell test -x /bin/busybox && ! head -c 4096 /bin/busybox | grep -q ld-linux && echo static),,busybox-static) \
 	$(call need,gcc,gcc) \
 	$(call need,/usr/lib/*/libc.a,libc6-dev) \
+	$(call need,pahole,pahole) \
 	$(if $(wildcard $(BIN)/python)$(PYTHON),,python3 python3-venv))
 
 setup: system .venv/ready

@@ -1,6 +1,6 @@
 """Fetch what tests need before they start, behind a bar and not silently inside a test.
 
-usage: fetch.py [--debug] [KERNEL...]    (all of `kmi kernels` by default; --debug: vmlinux with DWARF, 850 MB)
+usage: fetch.py [--debug] [KERNEL...]   (all of `kmi kernels` by default; --debug: vmlinux with DWARF, 850 MB)
 
 What cannot be fetched is left to the tests: they skip, or fail under CI, and say why.
 """
@@ -20,6 +20,8 @@ for name in names:
     try:
         kernel = images.fetch_kernel(name, shown)
         images.guest_image(kernel, shown)
+        if name in manifest().built_for:
+            images.fetch_headers(kernel, shown)
         if "--debug" in sys.argv:
             images.fetch_debug_vmlinux(kernel, shown)
     except SetupError as error:

@@ -70,6 +70,15 @@ def own_kernel(path: Path) -> KernelFiles:
     return KernelFiles(str(path), kernel_file.check(path), "", path.resolve(), None, None)
 
 
+def cached_kernel(release: str) -> KernelFiles:
+    """The kernel in the cache with that release, as `uname -r` has it. Raises ImageError."""
+    for name in manifest().kernels:
+        kernel = _cached(_place(name))
+        if kernel and kernel.release == release:
+            return kernel
+    raise ImageError(f"Linux {release} is not in the cache, so nothing is known of it: see `kmi kernels`")
+
+
 def kernels() -> list[KernelStatus]:
     """Every kernel that can be had by name."""
     found = []

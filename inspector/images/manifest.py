@@ -33,6 +33,8 @@ class Manifest:
     """Folders of lib/modules/RELEASE/kernel whose modules are unpacked into the cache."""
     load: tuple[str, ...]
     """Modules that every guest loads at boot, where its kernel has them as modules."""
+    built_for: tuple[str, ...]
+    """Kernels that our own modules are built for and tested with; others may do."""
 
     def entry(self, name: str) -> KernelEntry:
         """The kernel of that name. Raises UsageError."""
@@ -73,7 +75,7 @@ def manifest() -> Manifest:
         }
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ImageError(f"{path} cannot be read: {error}") from None
-    return Manifest(kernels, tuple(modules["unpack"]), tuple(modules["load"]))
+    return Manifest(kernels, tuple(modules["unpack"]), tuple(modules["load"]), tuple(modules["built_for"]))
 
 
 def default_kernel() -> str:
