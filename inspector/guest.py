@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from inspector import images, symbols
+from inspector import guest_modules, images, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
     cpus,
 )
+from inspector.kernel.modules import Module
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
@@ -157,6 +158,21 @@ class Guest(Linux):
         """Start a command that stays; gives its PID. Raises as run()."""
         self._check_runs()
         return self.machine.spawn(command)
+
+    def load_module(self, name: str, **parameters: guest_modules.Parameter) -> Module:
+        """Build a module of qemu_images/modules/ where it is not built yet, and load it; gives where it lies.
+
+        Raises UsageError (no such module or parameter), SetupError (it cannot be built), MachineError with
+        the kernel's reason where it refuses, and as run().
+        """
+        self._check_runs()
+        guest_modules.load(self.machine, self.kernel.release, name, parameters)
+        return next(module for module in self.modules() if module.name == name)
+
+    def unload_module(self, name: str) -> None:
+        """Unload a module. Raises MachineError where it is in use or not loaded, and as run()."""
+        self._check_runs()
+        guest_modules.unload(self.machine, name)
 
     def _check_runs(self) -> None:
         """A guest that stands still would never answer."""

@@ -69,7 +69,8 @@ def _key(kernel: KernelFiles | None, extra: Mapping[str, Path]) -> str:
 
 def _sources() -> list[Path]:
     root = source_dir()
-    return [*(root / name for name in _FILES), root / "agent.c", *root.glob("programs/*.[ch]")]
+    programs = [*root.glob("programs/*.[ch]"), *root.glob("modules/*/*.h")]  # a program may speak to a module
+    return [*(root / name for name in _FILES), root / "agent.c", *programs]
 
 
 def _contents(kernel: KernelFiles | None, extra: Mapping[str, Path], work: Path) -> list[Entry]:

@@ -1,0 +1,206 @@
+"""Our own modules in guests: built against their headers, loaded, read by name and type, unloaded.
+
+What the driver logs and what its borrower writes say where pages lie.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from inspector import Guest
+from inspector.errors import MachineError, NoSuchSymbol, NoSuchType, UsageError
+from inspector.images import build_module, cached_kernel, module_names
+from inspector.images.manifest import manifest
+from inspector.kernel.memmap import MemMap
+from inspector.kernel.vmas import Vma
+from inspector.units import Pfn, PhysAddr, VirtAddr
+
+pytestmark = pytest.mark.guest
+
+Start = Callable[[Guest, str], int]
+
+WAYS = ("pfn", "remap", "page", "pages", "fault")  # as enum lender_way has them
+_PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
+
+
+@pytest.fixture(scope="module", params=manifest().built_for)
+def booted(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
+    """A guest of each kernel that modules are built for."""
+    with boot_guest(request.param, "512M", 1) as guest:
+        yield guest
+
+
+@pytest.fixture
+def bare(booted: Guest) -> Iterator[Guest]:
+    """The same with none of our modules, also after a test that failed."""
+    yield booted
+    booted.run("rmmod lender")
+
+
+@pytest.fixture
+def lent(bare: Guest) -> Iterator[Guest]:
+    """The same guest while the lender is loaded."""
+    bare.load_module("lender")
+    yield bare
+    bare.unload_module("lender")
+
+
+@dataclass(frozen=True)
+class Loan:
+    """What a borrower and the lender said of a loan."""
+
+    pid: int
+    address: VirtAddr
+    pagemap: list[int]
+    number: int
+    pages: list[PhysAddr]
+
+    def vma(self, guest: Guest) -> Vma:
+        """The mapping."""
+        return next(vma for vma in guest.task(self.pid).vmas() if vma.start == self.address)
+
+
+Borrow = Callable[..., Loan]
+
+
+@pytest.fixture
+def borrow(lent: Guest, start: Start) -> Iterator[Borrow]:
+    """Start a borrower; it ends with the test."""
+    pids: list[int] = []
+
+    def ask(way: str, count: int, options: str = "") -> Loan:
+        lent.run("dmesg -c >/dev/null").check()
+        pids.append(start(lent, f"/labs/loan {way} {count} {options}"))
+        pid, address, _, *entries = lent.run(f"cat /tmp/spawn-{pids[-1]}.log").check().stdout.split()
+        log = lent.run("dmesg").check().stdout
+        said = re.findall(r"lender: loan (\d+) page (\d+) at (0x[0-9a-f]+)", log)
+        assert [int(index) for _, index, _ in said] == list(range(count))
+        return Loan(
+            int(pid),
+            VirtAddr(int(address, 16)),
+            [int(entry, 16) for entry in entries],
+            int(said[0][0]),
+            [PhysAddr(int(place, 16)) for _, _, place in said],
+        )
+
+    yield ask
+    for pid in pids:
+        lent.run(f"kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.02; done")
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_builds_without_a_warning_and_with_types(bare: Guest, name: str) -> None:
+    built = build_module(cached_kernel(bare.kernel.release), name)
+    log = (built.parent / "build.log").read_text()
+    assert "warning" not in log.lower()
+    assert re.search(rf"BTF \[M\] .*{name}\.ko", log)
+    assert "Skipping BTF" not in log
+
+
+def test_comes_and_goes(bare: Guest) -> None:
+    for _ in range(2):
+        module = bare.load_module("lender", most=7)
+        (line,) = re.findall(r"^lender .*$", bare.run("cat /proc/modules").stdout, re.MULTILINE)
+        assert line.split()[1:3] == [str(module.size), "0"]
+        assert int(line.split()[5], 16) == module.base
+        assert bare.run("cat /sys/module/lender/parameters/most").stdout == "7\n"
+        assert "lender.ko" not in bare.run("ls /modules").stdout  # its file is not page cache for ever
+        bare.unload_module("lender")
+        assert "lender" not in bare.run("cat /proc/modules").stdout
+        assert "lender" not in {found.name for found in bare.modules()}
+        with pytest.raises(NoSuchSymbol):
+            bare.symbol("lender_fault")
+        with pytest.raises(NoSuchType):
+            bare.kernel.types.find("struct loan")
+
+
+def test_its_symbols_agree_with_kallsyms(lent: Guest) -> None:
+    restrict = "/proc/sys/kernel/kptr_restrict"
+    before = lent.run(f"cat {restrict}").stdout.strip()
+    listing = lent.run(
+        f"echo 1 >{restrict}; grep '\\[lender\\]' /proc/kallsyms; echo {before} >{restrict}"
+    ).stdout
+    symbols = re.findall(r"^([0-9a-f]+) \w (lender_\w+)\t", listing, re.MULTILINE)
+    assert {"lender_fault", "lender_mmap", "lender_fops", "lender_device"} <= {name for _, name in symbols}
+    for address, name in symbols:
+        assert lent.symbol(name) == int(address, 16), name
+
+
+def test_its_types_read_what_it_logs(lent: Guest, borrow: Borrow) -> None:
+    """The struct that a VMA's vm_private_data leads to, by the module's own BTF, says what the log says."""
+    loan = borrow("fault", 3)
+    with lent.paused():
+        vma = lent.kernel.view("vm_area_struct", loan.vma(lent).address)
+        view = lent.kernel.view("loan", vma.ptr("vm_private_data"))
+        assert (view.int("number"), view.int("count"), view.int("way")) == (
+            loan.number,
+            3,
+            WAYS.index("fault"),
+        )
+        array = view.ptr("pages")
+        pages = [lent.kernel.space.pointer(VirtAddr(array + 8 * index)) for index in range(3)]
+        memmap = MemMap(lent.kernel)
+        assert [memmap.pfn(page) * 4096 for page in pages] == loan.pages
+    assert lent.kernel.types.enum("lender_way") == {
+        **{f"LENDER_{way.upper()}": i for i, way in enumerate(WAYS)},
+        "LENDER_WAYS": len(WAYS),
+    }
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pages_lie_where_the_driver_says(lent: Guest, borrow: Borrow, way: str) -> None:
+    loan = borrow(way, 3)
+    task = lent.task(loan.pid)
+    for index, (place, entry) in enumerate(zip(loan.pages, loan.pagemap, strict=True)):
+        text = f"loan page {index}\0".encode()
+        assert lent.read_phys(place, len(text)) == text  # what the borrower wrote
+        assert task.walk(VirtAddr(loan.address + index * 4096)).phys == place
+        # The kernel tells nothing of a VM_PFNMAP VMA's pages there (walk_page_test, mm/pagewalk.c).
+        assert (entry & _FRAME if entry & _PRESENT else None) == (
+            None if way in ("pfn", "remap") else place // 4096
+        )
+
+
+@pytest.mark.parametrize(("way", "flag"), [("pfn", "pf"), ("remap", "pf"), ("page", "mm"), ("pages", "mm")])
+def test_the_way_marks_the_vma(lent: Guest, borrow: Borrow, way: str, flag: str) -> None:
+    loan = borrow(way, 1)
+    smaps = lent.run(f"cat /proc/{loan.pid}/smaps").check().stdout
+    (flags,) = re.findall(rf"^{loan.address:08x}-.*/dev/lender\n(?:\w+: .*\n)*?VmFlags: (.*)$", smaps, re.M)
+    assert flag in flags.split()
+
+
+def test_a_leak_stays_after_rmmod(bare: Guest, start: Start) -> None:
+    bare.load_module("lender")
+    pid = start(bare, "/labs/loan page 2 --forget")
+    bare.run(f"kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.02; done")
+    bare.unload_module("lender")
+    log = bare.run("dmesg").check().stdout
+    assert "forgets 2 pages" in log
+    for place in re.findall(r"page \d+ at (0x[0-9a-f]+)", log)[-2:]:
+        page = bare.page(Pfn(int(place, 16) // 4096))
+        assert (page.refcount, page.mapcount) == (1, 0)
+        assert bare.read_phys(PhysAddr(int(place, 16)), 9) == b"loan page"
+
+
+def test_is_not_loaded_twice(lent: Guest) -> None:
+    with pytest.raises(MachineError, match="refuses lender: it is loaded already"):
+        lent.load_module("lender")
+
+
+def test_is_not_unloaded_while_it_is_used(lent: Guest, borrow: Borrow) -> None:
+    borrow("page", 1)
+    with pytest.raises(MachineError, match="lender is not unloaded: its reference count is 1"):
+        lent.unload_module("lender")
+
+
+def test_the_kernels_reason(bare: Guest) -> None:
+    with pytest.raises(MachineError, match="`many' invalid for parameter `most'"):
+        bare.load_module("lender", most="many")
+    with pytest.raises(UsageError, match="no parameter 'least'"):
+        bare.load_module("lender", least=1)
+    with pytest.raises(MachineError, match="lender is not unloaded: it is not loaded"):
+        bare.unload_module("lender")
