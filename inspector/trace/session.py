@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
@@ -31,6 +31,7 @@ from inspector.units import VirtAddr
 
 _WAIT = 0.2  # seconds between looks whether the task lives and the trace goes on
 _START = 30.0  # seconds for a command to get ready
+_FOR_EVER = 1e9
 _LONGEST_INSTRUCTION = 15  # SDM vol. 2, 2.3.11
 
 Record = TypeVar("Record")
@@ -112,8 +113,11 @@ class Trace(ABC, Generic[Record]):
             self._await_stopped()
         try:
             self._begin(command)
-            if command:
-                self._machine.run(f"kill -CONT {self.pid}").check()
+            if command and self._step:
+                # It may be held at its first record before the guest's agent has answered us.
+                threading.Thread(target=self._wake, args=(_FOR_EVER,), name="kmi-wake", daemon=True).start()
+            elif command:
+                self._wake(_START)
         except BaseException:
             self.close()
             if command:
@@ -121,6 +125,11 @@ class Trace(ABC, Generic[Record]):
                     self._machine.run(f"kill -KILL {self.pid}")
             raise
         return self
+
+    def _wake(self, timeout: float) -> None:
+        """Let the command go on."""
+        with suppress(InspectorError) if self._step else nullcontext():
+            self._machine.run(f"kill -CONT {self.pid}", timeout).check()
 
     def _await_stopped(self) -> None:
         """Until the shell that is to become the command has stopped itself."""
