@@ -13,7 +13,7 @@ import pytest
 
 import inspector
 from inspector import Guest
-from inspector.errors import GdbError, MachineError
+from inspector.errors import GdbError, GuestDied, MachineError
 from inspector.machine import LocalMachine, serve
 from inspector.trace import FaultKind
 
@@ -103,3 +103,17 @@ def test_gdb_comes_back_after_a_trace(held: tuple[Guest, str]) -> None:
     assert state.kind == "breakpoint"
     guest.machine.resume()
     assert runs_free(guest)
+
+
+def test_a_guest_that_dies_ends_its_trace(boot_guest: Callable[..., Guest]) -> None:
+    with boot_guest("debian-6.1", "256M", 1) as guest:
+        assert isinstance(guest.machine, LocalMachine)
+        assert guest.machine.qemu_pid is not None
+        pid = guest.spawn("while :; do /bin/busybox true; done")
+        with guest.trace_faults(pid) as trace:
+            for _ in range(10):
+                assert trace.next() is not None
+            os.kill(guest.machine.qemu_pid, signal.SIGKILL)
+            with pytest.raises(GuestDied):
+                list(trace)
+        assert not trace.on
