@@ -72,7 +72,7 @@ def faults(
     told: _Teller = _JsonTeller() if as_json else _TextTeller(verbose)
     picture = faults_view.Picture(svg) if svg else None
     with opened(options) as opening:
-        what = _target(opening, target)
+        what = target_of(opening, target)
         trace = opening.guest.trace_faults(
             what, kinds=chosen, start=start, end=end, limit=count, children=children
         )
@@ -84,7 +84,7 @@ def faults(
         picture.save(name, trace)
 
 
-def _target(opening: Opened, words: tuple[str, ...]) -> int | str:
+def target_of(opening: Opened, words: tuple[str, ...]) -> int | str:
     """A PID, or a command line."""
     if words == ("spawned",):
         if opening.spawned is None:

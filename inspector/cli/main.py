@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import inspector
+from inspector.cli.allocations import allocations
 from inspector.cli.bench import bench
 from inspector.cli.boot import boot
 from inspector.cli.faults import faults
@@ -79,7 +80,7 @@ def kmi() -> None:
     """
 
 
-for _command in (tui, report, walk, page, faults, lab, kernels, boot, shell, bench):
+for _command in (tui, report, walk, page, faults, allocations, lab, kernels, boot, shell, bench):
     kmi.add_command(_command)
 
 

@@ -16,7 +16,19 @@ from inspector.cli.main import main
 from inspector.errors import BootError, GuestDied, InspectorError
 
 Kmi = Callable[..., Any]
-COMMANDS = ("tui", "report", "walk", "page", "faults", "lab", "kernels", "boot", "shell", "bench")
+COMMANDS = (
+    "tui",
+    "report",
+    "walk",
+    "page",
+    "faults",
+    "allocations",
+    "lab",
+    "kernels",
+    "boot",
+    "shell",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
