@@ -42,6 +42,7 @@ GLOBAL = (
     Action("view('memory')", "0,f10", "Memory: the lines of /proc/meminfo, and memory cgroups"),
     Action("view('console')", "c,f11", "Console: what the guest says; run a command in it"),
     Action("view('faults')", "F,f12", "Faults: page faults of a task, one by one as they happen"),
+    Action("view('labs')", "L", "Labs: small demonstrations on this guest, step by step"),
     Action("reload", "ctrl+r", "Read the shown data again now"),
     Action("quit", "q,ctrl+q", "Quit", "Quit", "q"),
 )
@@ -133,6 +134,12 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
         Action("walk", "w", "Walk the address as it is now"),
         Action("children", "k", "Trace what the process forks too, or not: before the trace begins"),
         *(replace(action, label="") for action in _LISTED),
+    ),
+    ViewName.LABS: (
+        Action("open", "enter", "Play the lab under the cursor; then on to the next step", "Go on"),
+        Action("rest", "g", "On to the end without a stop, or to the next question", "Rest"),
+        Action("page", "p", "Open the frame that was shown last", "Page"),
+        *_LISTED,
     ),
     ViewName.CONSOLE: (Action("command", "enter,i", "Type a command to run in the guest", "Command", "⏎"),),
 }

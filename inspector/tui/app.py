@@ -23,10 +23,12 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
 from inspector.tui.recorder import Recorder, Traced
 from inspector.tui.source import Source
+from inspector.tui.teller import Teller, Told
 from inspector.tui.views.base import Go, NextTask, Reread, View
 from inspector.tui.views.console import ConsoleView, RunCommand, run_command
 from inspector.tui.views.faults import FaultsView
 from inspector.tui.views.frames import FramesView
+from inspector.tui.views.labs import LabsView
 from inspector.tui.views.memory import MemoryView
 from inspector.tui.views.overview import OverviewView
 from inspector.tui.views.page import PageScreen
@@ -77,6 +79,8 @@ class InspectorApp(App[None]):
         self._console = ConsoleView()
         self._recorder = Recorder(source, self._post)
         self._faults = FaultsView(self._recorder)
+        self._teller = Teller(source, self._post)
+        self._labs = LabsView(self._teller)
         views = (
             OverviewView(),
             TasksView(),
@@ -90,6 +94,7 @@ class InspectorApp(App[None]):
             MemoryView(),
             self._console,
             self._faults,
+            self._labs,
         )
         self._views: dict[ViewName, View[Any]] = {view.NAME: view for view in views}
         self._serial = 0
@@ -121,6 +126,7 @@ class InspectorApp(App[None]):
     def on_unmount(self) -> None:
         """Nobody reads or traces the guest after the UI is gone."""
         self._recorder.close()
+        self._teller.close()
         self._poller.stop()
 
     @property
@@ -150,6 +156,8 @@ class InspectorApp(App[None]):
         self._place = place
         self._last[place.view] = place
         view = self._views[place.view]
+        if place.view is ViewName.LABS:
+            self._recorder.stop()  # a guest that stands at a fault plays no lab
         view.enter(place)
         if memento is not None:
             view.restore(memento)
@@ -228,6 +236,11 @@ class InspectorApp(App[None]):
         """There is news of the trace."""
         if self._faults.is_attached:
             self._faults.news()
+
+    def on_told(self, message: Told) -> None:
+        """The lab got on."""
+        if self._labs.is_attached:
+            self._labs.news()
 
     def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
         """A tab was clicked."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector import labs
 from inspector.arch import Right
 from inspector.errors import InspectorError, KernelError, NoSuchFrame, UsageError
 from inspector.guest import Guest, GuestInfo
@@ -17,6 +18,8 @@ from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.owners import Owner
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task
+from inspector.labs import Lab
+from inspector.labs.story import Event
 from inspector.machine import Completed, RunState
 from inspector.tui import readers
 from inspector.tui.density import FrameCounts, Resident
@@ -243,6 +246,14 @@ class GuestSource:
     def trace(self, target: int | str, children: bool) -> Tracing:
         """Page faults of a process, or of a command: the guest stands still at each. Raises UsageError."""
         return self._guest.trace_faults(target, children=children, step=True)
+
+    def labs(self) -> tuple[Lab, ...]:
+        """The labs that there are."""
+        return labs.LABS
+
+    def tell(self, name: str) -> Generator[Event, str | None, None]:
+        """Play a lab on the guest. Raises UsageError, MachineError, GuestDied."""
+        return labs.run(labs.find(name), self._guest)
 
     def console(self, lines: int) -> str:
         """The console's last lines, made printable."""

@@ -29,13 +29,15 @@ class ViewName(StrEnum):
     MEMORY = "memory"
     CONSOLE = "console"
     FAULTS = "faults"
+    LABS = "labs"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A view and what it shows. A walk starts in task `pid`, at CR3 of `cpu`, or in the kernel's tables.
 
-    In the map of frames `owner` (an Owner) and `label` say what is to be lit; among slabs `label` is a cache.
+    In the map of frames `owner` (an Owner) and `label` say what is to be lit; among slabs `label` is a cache,
+    among labs the one that is played.
     """
 
     view: ViewName

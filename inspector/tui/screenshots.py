@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,20 @@ import inspector
 from inspector.errors import InspectorError, MachineError
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
-from inspector.trace import FaultKind
+from inspector.trace import Fault, FaultKind
 from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.svg import plain
 from inspector.tui.views.faults import FaultsView
+from inspector.tui.views.labs import LabsView
 from inspector.units import VirtAddr
 
 SIZE = (120, 36)
-_PATIENCE = 60.0  # seconds for a task to get ready, or a screen to fill
+_PATIENCE = 180.0  # seconds for a task to get ready, or a screen to fill
 _GROUP = "/sys/fs/cgroup/small"
 _SWAPPED = "/labs/touch 16M --no-thp"
+_LAB = "copy-on-write"
 _FAULTS = "/labs/faults /tmp"
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
@@ -75,6 +78,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "memory": Place(ViewName.MEMORY),
         "console": Place(ViewName.CONSOLE),
         "faults": Place(ViewName.FAULTS, pid=pids[_FORK]),
+        "labs": Place(ViewName.LABS, label=_LAB),
     }
     saved = []
     async with app.run_test(size=SIZE) as pilot:
@@ -83,6 +87,8 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
             await _filled(pilot, app)
             if isinstance(app.view, FaultsView):
                 await _traced(pilot, app.view)
+            if isinstance(app.view, LabsView):
+                await _played(pilot, app.view)
             path = folder / f"{name}.svg"
             path.write_text(plain(app.export_screenshot(title=f"kmi: {name}")))
             saved.append(path)
@@ -102,15 +108,29 @@ async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
 async def _traced(pilot: Pilot[Any], view: FaultsView) -> None:
     """Trace a program with faults of many kinds, and look at a copy-on-write."""
     view.begin(_FAULTS, run=True)
+    await _until(pilot, lambda: not view.traced.on and bool(_copies(view)), _FAULTS)
+    view.table.move_to(_copies(view)[-1].number)
+    await pilot.pause(0.3)
+
+
+def _copies(view: FaultsView) -> list[Fault]:
+    """Faults that the list has in which a page that was there was copied."""
+    return [row for row in view.table.shown if row.kind is FaultKind.COW_COPY and row.before.pfn]
+
+
+async def _played(pilot: Pilot[Any], view: LabsView) -> None:
+    """Play a lab to its end."""
+    view.action_rest()
+    await _until(pilot, lambda: not view.on, f"lab {_LAB}")
+    await pilot.pause(0.3)
+
+
+async def _until(pilot: Pilot[Any], done: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + _PATIENCE
-    while view.traced.on:
+    while not done():
         if time.monotonic() > end:
-            raise MachineError(f"{_FAULTS} did not end within {_PATIENCE:.0f} s")
+            raise MachineError(f"{what} did not end within {_PATIENCE:.0f} s")
         await pilot.pause(0.05)
-    await pilot.pause(0.3)
-    copies = [row for row in view.table.shown if row.kind is FaultKind.COW_COPY and row.before.pfn]
-    view.table.move_to(copies[-1].number)
-    await pilot.pause(0.3)
 
 
 def _largest_cache(guest: Guest) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -20,6 +20,8 @@ from inspector.kernel.swap import SwapArea
 from inspector.kernel.vmalloc import VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Zone
+from inspector.labs import Lab
+from inspector.labs.story import Event
 from inspector.machine import Completed, RunState
 from inspector.trace import Fault, FaultKind
 from inspector.tui.density import FrameCounts, Resident
@@ -339,6 +341,12 @@ class Source(Protocol):
 
         Raises SymbolsError, UsageError.
         """
+
+    def labs(self) -> tuple[Lab, ...]:
+        """The labs that there are."""
+
+    def tell(self, name: str) -> Generator[Event, str | None, None]:
+        """Play a lab: each event as it happens; on a thread of its own. Raises UsageError, MachineError."""
 
     def console(self, lines: int) -> str:
         """The console's last lines."""

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,20 @@ from inspector.kernel.swap import SwapArea
 from inspector.kernel.vmalloc import BUSY, UNPURGED, VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Watermarks, Zone
+from inspector.labs import Lab
+from inspector.labs.story import (
+    Check,
+    Ending,
+    EntryShown,
+    Event,
+    Exhibit,
+    FrameShown,
+    Look,
+    Question,
+    Seen,
+    Step,
+)
+from inspector.labs.story import Frame as LabFrame
 from inspector.linux import FreeCounts
 from inspector.machine import Completed, CpuRegisters, RunState
 from inspector.memory import MappedRam, RamBlock
@@ -60,6 +74,7 @@ from inspector.units import MIB, Pfn, PhysAddr, VirtAddr
 PAGE = 4096
 USAGE = np.array([0, 256, 3310, 0, 12, 0, 512, 1, 5])
 """Frames by FrameState: what the overview shows of states()."""
+CHECK = Check("The frame", True, "PFN 0x5", "PFN 0x5", "the page tables")
 ROOT = PhysAddr(0x1000)
 VA = VirtAddr(0x7F0000403123)
 """Mapped by hand: PGD 254, PUD 0, PMD 2, PTE 3, offset 0x123, to physical 0x5123."""
@@ -233,6 +248,11 @@ class FakeTracing:
         return found
 
 
+def no_story(stage: Any) -> Generator[Event, str | None, None]:
+    """A lab's story that is never told: FakeSource.tell() has one of its own."""
+    yield from ()
+
+
 @dataclass
 class FakeSource:
     """A Source whose answers are known. Tests change its parts, make it slow, and kill it."""
@@ -285,6 +305,10 @@ class FakeSource:
     trace_lasts: bool = False
     trace_error: Exception | None = None
     tracing: FakeTracing | None = None
+    lab_names: tuple[str, ...] = ("first-touch", "second-sight")
+    lab_open: bool = False
+    check: Check = CHECK
+    exhibits: tuple[Exhibit, ...] = ()
     console_text: str = "login:"
     run_state: RunState = field(default_factory=lambda: RunState("running", "running"))
     gate: threading.Event = field(default_factory=threading.Event)
@@ -429,6 +453,29 @@ class FakeSource:
         pid = target if isinstance(target, int) else 42
         self.tracing = FakeTracing(pid, self.faults, self.trace_lasts, self.trace_error)
         return self.tracing
+
+    def labs(self) -> tuple[Lab, ...]:
+        return tuple(Lab(name, f"What about {name}?", "So it is.", no_story) for name in self.lab_names)
+
+    def tell(self, name: str) -> Generator[Event, str | None, None]:
+        self.asked.append(f"lab {name}")
+        self.lab_open = True
+        try:
+            yield Step("A beginning", "Something is done.", ("page[0] = 7;",), ("A frame comes.",), 1)
+            self.gate.wait(30)
+            frame = LabFrame(Pfn(5), PhysAddr(0x5000), "anon: worker (42)", 1, 1, ("lru",), 0)
+            now = Look("program", walk(ram(), X86_64_4LEVEL, ROOT, VA), "", frame)
+            other = walk(ram(), X86_64_4LEVEL, ROOT, VirtAddr(VA + PAGE))
+            before = Look("program", other, "empty, nothing is there", None)
+            exhibits = (EntryShown(now, before), FrameShown("frame", frame, replace(frame, mapcount=2)))
+            yield Seen((*exhibits, *self.exhibits), (self.check,), "As was to be seen.")
+            if not self.check.passed:
+                yield Ending(False, f"step 1: {self.check.complaint}")
+                return
+            answer = yield Question("two and two =", "what 2 + 2 gives", "4")
+            yield Ending(answer == "4", "So it is.")
+        finally:
+            self.lab_open = False
 
     def console(self, lines: int) -> str:
         return self.console_text

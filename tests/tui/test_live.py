@@ -196,6 +196,21 @@ def test_quitting_at_a_fault_lets_the_task_run_on(play_live: Play, guest: Guest)
     guest.run(f"until [ -s {log} ]; do sleep 0.05; done; kill {traced[0]}", timeout=60).check()
 
 
+def test_a_lab_is_played(play_live: Play, guest: Guest) -> None:
+    async def script(screen: Screen) -> None:
+        await screen.press("L")
+        await screen.shows("zero-page", "copy-on-write")
+        screen.app.go(Place(ViewName.LABS, label="zero-page"))
+        await screen.shows("⏎ does it")
+        await screen.press("g")
+        await screen.shows("✔ As expected.", "/proc/self/pagemap")
+        await screen.press("escape")
+        await screen.shows("✔ passed")
+
+    play_live(GuestSource(guest), script)
+    assert guest.run("ls -d /tmp/lab.*").returncode, "its folder is left"
+
+
 def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:
     pictures = take(guest, tmp_path)
     assert {picture.stem for picture in pictures} == {*ViewName, "lit"}
