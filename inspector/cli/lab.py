@@ -21,6 +21,8 @@ from inspector.guest import Guest
 from inspector.kernel.vmas import Vma
 from inspector.labs import Lab
 from inspector.labs.story import Ending, Event, Question, Seen, Step
+from inspector.trace import Fault
+from inspector.trace.telling import fault_data
 from inspector.units import printable, word
 
 _EXAMPLES = (
@@ -177,6 +179,8 @@ def _data(value: Any, name: str = "") -> Any:
     """Dataclasses by name of their fields, with their class as `type`; addresses and raw words as text."""
     if isinstance(value, Walk):
         return walk_data(value)
+    if isinstance(value, Fault):
+        return fault_data(value)
     if isinstance(value, Vma):
         return {"start": word(value.start), "end": word(value.end), "name": value.name,
                 "permissions": value.permissions}  # fmt: skip

@@ -22,6 +22,7 @@ from inspector.labs.story import (
     EntryShown,
     Event,
     Exhibit,
+    FaultShown,
     FrameShown,
     Lab,
     Look,
@@ -33,9 +34,11 @@ from inspector.labs.story import (
     VmaShown,
     WalkShown,
 )
+from inspector.trace import telling as tell
 from inspector.units import format_size
 
 _ADDED, _GONE = "bold green", "bold red"
+_ACCESS = {"r": "read", "w": "write", "x": "fetch"}
 _WIDTH = 80  # columns of a picture
 _PAGES_A_LINE = 64
 _LEGEND = "P present, RW writable, US user, A accessed, D dirty, NX no code, SW Linux's own"
@@ -142,6 +145,10 @@ def _exhibit(exhibit: Exhibit) -> Iterable[RenderableType]:
             return _vma(exhibit)
         case PagesShown():
             return _pages(exhibit)
+        case FaultShown(fault):
+            error = "none" if fault.error is None else str(fault.error)
+            how = f"{tell.mode(fault)} {_ACCESS[tell.access(fault)]}, error code {error}"
+            return [Text.assemble(("page fault: ", "bold"), (fault.kind.value, "yellow"), f"  {how}")]
         case QuoteShown(source, lines):
             return [Text(source, "dim"), *(Padding(guest_text(line), (0, 0, 0, 2)) for line in lines)]
 

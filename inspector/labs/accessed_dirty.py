@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from inspector.labs import checks, prepare
-from inspector.labs.checks import kib
+from inspector.labs.checks import equal, kib
 from inspector.labs.stage import Stage
 from inspector.labs.story import EntryShown, Lab, Number, NumbersShown, Seen, Step, Story
+from inspector.trace import FaultKind
 
 _HINT = "is the file on a disk? One in memory (tmpfs) is never written back"
 
@@ -113,14 +114,16 @@ def story(stage: Stage) -> Story:
     actor.ask(f"sync {file:#x} 1")
     synced = stage.look(file)
     smaps = actor.smaps(file)
-    wrote = actor.write(file, 2)
+    seen = stage.watch(lambda: actor.write(file, 2), file)
+    wrote = seen.access
     again = stage.look(file)
     yield Seen(
-        (EntryShown(synced, written), EntryShown(again, synced), _dirt(smaps)),
+        (*seen.shown, EntryShown(synced, written), EntryShown(again, synced), _dirt(smaps)),
         (
             checks.flags(synced, on="P", off="D RW", hint=_HINT),
             kib("Dirty after msync()", 0, _dirty(smaps), checks.SMAPS),
-            checks.faults(wrote, 1),
+            equal("Page faults that it took", 1, wrote.minor + wrote.major, checks.RUSAGE),
+            checks.kind(seen.faults, FaultKind.SHARED_WRITE),
             checks.flags(again, on="RW D"),
             checks.pagemap(again, wrote.pagemap),
         ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from inspector.labs.actor import Access, PagemapWord
 from inspector.labs.story import Check, Look
+from inspector.trace import Fault, FaultKind
 from inspector.units import Pfn
 
 TABLES, FRAME = "the page tables", "struct page"
+TRACER = "the tracer"
 PAGEMAP, RUSAGE, SMAPS = "/proc/self/pagemap", "getrusage()", "/proc/self/smaps"
 
 
@@ -43,9 +45,7 @@ def flags(look: Look, on: str = "", off: str = "", hint: str = "") -> Check:
 
 def not_present(look: Look, hint: str = "") -> Check:
     """The MMU finds no page."""
-    found = look.meaning or "not present"
-    if look.present:
-        found = f"{pfn_text(look.walk.pfn)} is mapped"
+    found = f"{pfn_text(look.walk.pfn)} is mapped" if look.present else "P clear"
     return Check("The entry is not present", not look.present, "P clear", found, TABLES, hint)
 
 
@@ -78,6 +78,12 @@ def faults(access: Access, minor: int, major: int = 0, hint: str = "") -> Check:
     passed = (access.minor, access.major, access.signal) == (minor, major, 0)
     found = text(access.minor, access.major) + (f", signal {access.signal}" if access.signal else "")
     return Check("Page faults that it took", passed, text(minor, major), found, RUSAGE, hint)
+
+
+def kind(faults: tuple[Fault, ...], expected: FaultKind, hint: str = "") -> Check:
+    """What kind of page fault the tracer saw."""
+    found = ", ".join(fault.kind.value for fault in faults) or "no page fault"
+    return Check("The kind of fault", found == expected.value, expected.value, found, TRACER, hint)
 
 
 def mapcount(look: Look, expected: int, hint: str = "") -> Check:

@@ -6,6 +6,7 @@ from inspector.labs import checks
 from inspector.labs.checks import equal
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import EntryShown, Lab, Seen, Step, Story
+from inspector.trace import FaultKind
 
 
 def story(stage: Stage) -> Story:
@@ -58,13 +59,21 @@ def story(stage: Stage) -> Story:
             "The old frame has one user again: mapcount 1.",
         ),
     )
-    wrote = child.write(page, 8)
+    seen = stage.watch(lambda: child.write(page, 8), page, child)
+    wrote = seen.access
     read = parent.read(page)
     copy, left = stage.look(page, child), stage.look(page)
     yield Seen(
-        (EntryShown(copy, theirs), EntryShown(left, ours), *frames_of(copy), *frames_of(left, ours)),
+        (
+            *seen.shown,
+            EntryShown(copy, theirs),
+            EntryShown(left, ours),
+            *frames_of(copy),
+            *frames_of(left, ours),
+        ),
         (
             checks.faults(wrote, 1),
+            checks.kind(seen.faults, FaultKind.COW_COPY),
             checks.other_frame("The child's frame is another", theirs, copy),
             checks.flags(copy, on="RW D"),
             checks.flags(left, off="RW"),
@@ -82,12 +91,14 @@ def story(stage: Stage) -> Story:
         ("One page fault. The same frame as in step 1, and RW is back.",),
     )
     parent.reap()
-    wrote = parent.write(page, 9)
+    seen = stage.watch(lambda: parent.write(page, 9), page)
+    wrote = seen.access
     last = stage.look(page)
     yield Seen(
-        (EntryShown(last, left), *frames_of(last, left)),
+        (*seen.shown, EntryShown(last, left), *frames_of(last, left)),
         (
             checks.faults(wrote, 1),
+            checks.kind(seen.faults, FaultKind.COW_REUSE),
             checks.same_frame("The frame of step 1", first, last),
             checks.flags(last, on="RW D"),
             checks.mapcount(last, 1),

@@ -6,6 +6,7 @@ from inspector.labs import checks, prepare
 from inspector.labs.checks import equal, holds, kib
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import EntryShown, FrameShown, Lab, Seen, Step, Story
+from inspector.trace import FaultKind
 
 _PAGES = 2048
 _SHOWN, _TOUCHED = 128, 100
@@ -45,12 +46,20 @@ def story(stage: Stage) -> Story:
         ("page[0] = 7;",),
         ("One page fault. One page is present, and the resident set has grown by it: 4 KiB.",),
     )
-    wrote = actor.write(page, 7)
+    seen = stage.watch(lambda: actor.write(page, 7), page)
+    wrote = seen.access
     first = stage.look(page)
     yield Seen(
-        (EntryShown(first, empty), *frames_of(first), stage.sizes(now), stage.pages(page, _SHOWN)),
+        (
+            *seen.shown,
+            EntryShown(first, empty),
+            *frames_of(first),
+            stage.sizes(now),
+            stage.pages(page, _SHOWN),
+        ),
         (
             checks.faults(wrote, 1, hint=_HINT),
+            checks.kind(seen.faults, FaultKind.ANONYMOUS, _HINT),
             checks.flags(first, on="P RW D"),
             checks.pagemap(first, wrote.pagemap),
             equal("Pages present", 1, actor.count(page, _PAGES).present, checks.PAGEMAP, _HINT),

@@ -6,6 +6,7 @@ from inspector.labs import checks, prepare
 from inspector.labs.checks import equal, holds
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import EntryShown, Lab, Seen, Step, Story
+from inspector.trace import FaultKind
 from inspector.units import VirtAddr
 
 _PAGES = 64
@@ -44,14 +45,16 @@ def story(stage: Stage) -> Story:
         ("One major fault. The frame belongs to the page cache; the entry only borrows it.",
          "Readahead: the kernel has read more than the one page."),
     )  # fmt: skip
-    read = actor.read(start)
+    seen = stage.watch(lambda: actor.read(start), start)
+    read = seen.access
     first = stage.look(start)
     cached = actor.cached(start, _PAGES)
     yield Seen(
-        (EntryShown(first, empty), *frames_of(first), stage.meminfo(_NUMBERS, before)),
+        (*seen.shown, EntryShown(first, empty), *frames_of(first), stage.meminfo(_NUMBERS, before)),
         (
             equal("The byte that was read", ord("a"), read.value, "the program"),
             checks.faults(read, 0, 1, _HINT),
+            checks.kind(seen.faults, FaultKind.FILE_MAJOR),
             checks.flags(first, on="P", off="RW"),
             checks.owner(first, "page cache"),
             checks.pagemap(first, read.pagemap),
@@ -68,14 +71,16 @@ def story(stage: Stage) -> Story:
          "The same frame: mapcount 2. And the fault put in entries for its neighbours too."),
     )  # fmt: skip
     none = stage.look(again)
-    read = actor.read(again)
+    seen = stage.watch(lambda: actor.read(again), again)
+    read = seen.access
     second = stage.look(again)
     around = actor.count(again, _PAGES).present
     neighbour = actor.read(again + stage.page_size)
     yield Seen(
-        (EntryShown(second, none), *frames_of(second, first), stage.pages(again, _PAGES)),
+        (*seen.shown, EntryShown(second, none), *frames_of(second, first), stage.pages(again, _PAGES)),
         (
             checks.faults(read, 1, 0),
+            checks.kind(seen.faults, FaultKind.FILE_MINOR),
             checks.same_frame("The same frame", first, second),
             checks.mapcount(second, 2),
             holds("Entries that came by one fault", around > 1, "more than 1", str(around), checks.PAGEMAP),

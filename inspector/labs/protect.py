@@ -11,7 +11,7 @@ from inspector.labs.story import Check, EntryShown, Lab, Seen, Step, Story
 
 _PAGES = 16
 _ACCERR = 2
-_RECLAIM = "for i in 1 2 3; do echo 64M >/sys/fs/cgroup/lab/memory.reclaim; done"
+_HIGH = "/sys/fs/cgroup/lab/memory.high"
 
 
 def story(stage: Stage) -> Story:
@@ -114,11 +114,11 @@ def story(stage: Stage) -> Story:
 
     yield Step(
         "The kernel wants memory",
-        "The program's cgroup is told to give back what it can. There is swap for it to go to.",
-        ("echo 64M >/sys/fs/cgroup/lab/memory.reclaim",),
+        "The program's cgroup is told to do without memory. There is swap for it to go to.",
+        (f"echo 0 >{_HIGH}",),
         ("The other half is swapped out (s). The locked half stays (#).",),
     )
-    stage.guest.run(_RECLAIM)
+    stage.guest.run(f"for i in 1 2 3; do echo 0 >{_HIGH}; done; echo max >{_HIGH}")
     kept, gone = actor.count(locked, _PAGES), actor.count(other, _PAGES)
     hint = "" if stage.guest.swap_areas() else "this guest has no swap"
     shown = stage.pages(locked, _PAGES), stage.pages(other, _PAGES)

@@ -9,6 +9,7 @@ from inspector.labs.actor import Access
 from inspector.labs.checks import equal, holds, kib
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import Check, EntryShown, Lab, Seen, Step, Story, VmaShown
+from inspector.trace import FaultKind
 from inspector.units import KIB, MIB, VirtAddr
 
 _DEEP, _GAP = MIB, 256  # bytes below the stack that are touched; C: stack_guard_gap, in pages
@@ -45,13 +46,21 @@ def story(stage: Stage) -> Story:
         ("The mapping has grown by 1 MiB, and begins at the page that was touched.",
          "One page is present. The ones between are empty: they come when they are touched."),
     )  # fmt: skip
-    wrote = actor.write(deep, 7)
+    seen = stage.watch(lambda: actor.write(deep, 7), deep)
+    wrote = seen.access
     grown, after = the_stack(stage), stage.look(deep)
     between = stage.look(VirtAddr(deep + page))
     yield Seen(
-        (VmaShown(grown, stack), EntryShown(after, before), *frames_of(after), stage.pages(grown.start, 16)),
+        (
+            *seen.shown,
+            VmaShown(grown, stack),
+            EntryShown(after, before),
+            *frames_of(after),
+            stage.pages(grown.start, 16),
+        ),
         (
             checks.faults(wrote, 1, hint="is the limit of the stack lower (ulimit -s)?"),
+            checks.kind(seen.faults, FaultKind.STACK_GROWTH),
             equal("The stack begins at", f"{deep & -page:#x}", f"{grown.start:#x}", "struct vm_area_struct"),
             checks.not_present(between),
             checks.pagemap(after, wrote.pagemap),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -13,10 +14,11 @@ from inspector.kernel import ptes
 from inspector.kernel.ptes import EntryUse
 from inspector.kernel.tasks import Task
 from inspector.kernel.vmas import Vma
-from inspector.labs.actor import Actor, Child
+from inspector.labs.actor import Access, Actor, Child
 from inspector.labs.story import (
     AliasesShown,
     AliasRow,
+    FaultShown,
     Frame,
     FrameShown,
     Lab,
@@ -25,7 +27,21 @@ from inspector.labs.story import (
     NumbersShown,
     PagesShown,
 )
+from inspector.trace import Fault
 from inspector.units import Pfn, PhysAddr, VirtAddr
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """An access, and the page faults that the tracer saw of it."""
+
+    access: Access
+    faults: tuple[Fault, ...]
+
+    @property
+    def shown(self) -> tuple[FaultShown, ...]:
+        """The faults as exhibits."""
+        return tuple(FaultShown(fault) for fault in self.faults)
 
 
 class Stage:
@@ -64,7 +80,10 @@ class Stage:
             elif walk.steps:
                 meaning, pfn = self._nonpresent(walk.steps[-1].entry)
                 frame = None if pfn is None else self._frame(pfn)
-            return Look("child" if isinstance(who, Child) else self.name, walk, meaning, frame)
+            return Look(self._name_of(who), walk, meaning, frame)
+
+    def _name_of(self, who: Actor | None) -> str:
+        return "child" if isinstance(who, Child) else self.name
 
     def _nonpresent(self, entry: int) -> tuple[str, Pfn | None]:
         """What an entry that is not present stands for, in words; the frame that it names, if one."""
@@ -72,7 +91,7 @@ class Stage:
         if what.use is EntryUse.NONE:
             return "empty, nothing is there", None
         if what.use is EntryUse.SWAP:
-            return f"a swap entry: type {what.type}, offset {what.offset} ({what.offset:#x})", None
+            return f"swap type {what.type}, offset {what.offset}", None
         return what.name, what.pfn
 
     def _frame(self, pfn: Pfn) -> Frame | None:
@@ -97,6 +116,16 @@ class Stage:
         if found is None:
             raise LabFailed(f"PFN {pfn:#x} has no struct page")
         return found
+
+    def watch(self, act: Callable[[], Access], va: VirtAddr, who: Actor | None = None) -> Watched:
+        """Let the program, or its child, act, and trace the page faults at the page of an address."""
+        page = VirtAddr(va & -self.page_size)
+        pid = (who or self.actor).pid
+        if self.task(who).mm is None:  # it has ended, and nobody has waited for it
+            raise LabFailed(f"the {self._name_of(who)} is gone")
+        with self.guest.trace_faults(pid, start=page, end=VirtAddr(page + self.page_size)) as trace:
+            access = act()
+        return Watched(access, tuple(trace))
 
     def vma(self, va: VirtAddr, who: Actor | None = None) -> Vma | None:
         """The mapping that an address of the program lies in."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from inspector.arch import Walk
 from inspector.kernel.vmas import Vma
+from inspector.trace import Fault
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
 if TYPE_CHECKING:
@@ -145,6 +146,13 @@ class PagesShown:
 
 
 @dataclass(frozen=True, slots=True)
+class FaultShown:
+    """A page fault, as the tracer saw it."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
 class QuoteShown:
     """Lines of the guest's own; untrusted text."""
 
@@ -153,7 +161,15 @@ class QuoteShown:
 
 
 Exhibit = (
-    EntryShown | WalkShown | FrameShown | NumbersShown | AliasesShown | VmaShown | PagesShown | QuoteShown
+    EntryShown
+    | WalkShown
+    | FrameShown
+    | NumbersShown
+    | AliasesShown
+    | VmaShown
+    | PagesShown
+    | FaultShown
+    | QuoteShown
 )
 
 

@@ -21,6 +21,7 @@ from inspector.labs.story import (
     Step,
     Story,
 )
+from inspector.trace import FaultKind
 
 _OTHERS = 1024
 _TRIES = 8
@@ -115,14 +116,16 @@ def story(stage: Stage) -> Story:
         ("char c = page[0];",),
         ("42 is read, from another frame than before.", "One major fault, and the slot is free again."),
     )
-    read = actor.read(page)
+    seen = stage.watch(lambda: actor.read(page), page)
+    read = seen.access
     back = stage.look(page)
     freed = slot(stage, what, 1)
     yield Seen(
-        (EntryShown(back, still), *frames_of(back), freed),
+        (*seen.shown, EntryShown(back, still), *frames_of(back), freed),
         (
             equal("What is read", 42, read.value, "the program"),
             checks.faults(read, 0, 1),
+            checks.kind(seen.faults, FaultKind.SWAP_IN),
             checks.other_frame("The frame is another", first, back),
             checks.pagemap(back, read.pagemap),
             equal("Entries for the slot", 0, freed.rows[0].value, "swap_map"),

@@ -8,6 +8,7 @@ from inspector.labs import checks, prepare
 from inspector.labs.checks import equal, kib, pfn_text
 from inspector.labs.stage import Stage, frames_of
 from inspector.labs.story import EntryShown, Lab, Number, NumbersShown, Seen, Step, Story
+from inspector.trace import FaultKind
 from inspector.units import Pfn
 
 _PAGES = 512  # 2 MiB: room for a huge page, which must not come
@@ -38,13 +39,15 @@ def story(stage: Stage) -> Story:
         ),
     )
     rss = stage.rss()
-    access = actor.read(page)
+    seen = stage.watch(lambda: actor.read(page), page)
+    access = seen.access
     zero = stage.look(page)
     yield Seen(
-        (EntryShown(zero, empty), *frames_of(zero)),
+        (*seen.shown, EntryShown(zero, empty), *frames_of(zero)),
         (
             equal("The byte that was read", 0, access.value, "the program"),
             checks.faults(access, 1, hint=_HINT),
+            checks.kind(seen.faults, FaultKind.ZERO_PAGE, _HINT),
             checks.flags(zero, on="P", off="RW", hint=_HINT),
             checks.owner(zero, "zero page", _HINT),
             checks.pagemap(zero, access.pagemap),
@@ -85,12 +88,14 @@ def story(stage: Stage) -> Story:
             "RW and D are set. One entry maps the frame: mapcount 1.",
         ),
     )
-    access = actor.write(page, 7)
+    seen = stage.watch(lambda: actor.write(page, 7), page)
+    access = seen.access
     own = stage.look(page)
     yield Seen(
-        (EntryShown(own, zero), *frames_of(own)),
+        (*seen.shown, EntryShown(own, zero), *frames_of(own)),
         (
             checks.faults(access, 1),
+            checks.kind(seen.faults, FaultKind.COW_COPY),
             checks.flags(own, on="P RW D"),
             checks.other_frame("Another frame than the zero page", zero, own),
             checks.owner(own, "anon"),

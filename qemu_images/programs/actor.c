@@ -268,8 +268,12 @@ static int advise(char *start, size_t size, const char *word)
 	};
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
-		if (!strcmp(word, known[i].name))
-			return madvise(start, size, known[i].value) ? refuse("madvise") : printf("ok\n");
+		if (!strcmp(word, known[i].name)) {
+			if (madvise(start, size, known[i].value))
+				return refuse("madvise");
+			settle();
+			return printf("ok\n");
+		}
 	return printf("error unknown advice %s\n", word);
 }
 

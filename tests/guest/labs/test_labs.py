@@ -134,14 +134,14 @@ def held(stage_guest: Guest) -> Iterator[str]:
 
 
 def test_exit_status(held: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lab", "copy-on-write", "--guest", held, "--json"]) == 0
+    assert main(["lab", "aliases", "--guest", held, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["passed"]
     kinds = [event["type"] for event in said["events"]]
     assert kinds == ["step", "seen"] * 4 + ["ending"]
-    assert main(["lab", "copy-on-write", "--guest", held, "--prepare", _ALONE]) == 1
+    assert main(["lab", "aliases", "--guest", held, "--prepare", _ALONE]) == 1
     captured = capsys.readouterr()
-    assert "failed at step 2" in captured.err
+    assert "failed at step 4" in captured.err
     assert len(captured.err.strip().splitlines()) == 1
 
 
