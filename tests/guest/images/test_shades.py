@@ -1,0 +1,132 @@
+"""A page with several memory types: what its entries say, by QEMU's walk and by the kernel's own log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from inspector import Guest
+from inspector.images.manifest import manifest
+from inspector.kernel.rmap import Alias
+from inspector.units import Pfn, PhysAddr
+
+pytestmark = pytest.mark.guest
+
+Start = Callable[[Guest, str], int]
+
+# What Linux has in the PAT (arch/x86/mm/pat/memtype.c, pat_bp_init), by PWT and PCD.
+_INDEX = {"WB": 0, "WC": 1, "UC-": 2}
+
+
+@pytest.fixture(scope="module", params=manifest().built_for)
+def booted(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
+    """A guest of each kernel that modules are built for."""
+    with boot_guest(request.param, "512M", 1) as guest:
+        yield guest
+
+
+@pytest.fixture
+def shades(booted: Guest) -> Iterator[Guest]:
+    """The same while the module is loaded, and nothing in the log but what comes now."""
+    booted.run("dmesg -c >/dev/null").check()
+    booted.load_module("shades")
+    yield booted
+    booted.unload_module("shades")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A task's page, by the module's log."""
+
+    pid: int
+    place: PhysAddr
+
+    @property
+    def pfn(self) -> Pfn:
+        """Its frame."""
+        return Pfn(self.place >> 12)
+
+
+Take = Callable[[str], Page]
+
+
+@pytest.fixture
+def take(shades: Guest, start: Start) -> Iterator[Take]:
+    """Start a task with a page; it ends with the test."""
+    pids: list[int] = []
+
+    def run(options: str) -> Page:
+        pids.append(start(shades, f"/labs/shades {options}"))
+        (place,) = re.findall(r"shades: page at (0x\w+)", shades.run("dmesg").check().stdout)
+        assert shades.read_phys(PhysAddr(int(place, 16)), 6) == b"shades"  # what the task wrote
+        return Page(pids[-1], PhysAddr(int(place, 16)))
+
+    yield run
+    end(shades, *pids)
+
+
+def end(guest: Guest, *pids: int) -> None:
+    """End tasks, and wait until they are gone."""
+    for pid in pids:
+        guest.run(f"kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.02; done")
+
+
+def modes(aliases: list[Alias]) -> dict[str, str]:
+    """The memory type by where an alias is: user, direct map, vmalloc, kernel image."""
+    return {alias.region: alias.cache_mode for alias in aliases}
+
+
+def by_qemu(guest: Guest, address: int) -> int:
+    """An entry's index into the PAT, without its PAT bit: PCD and PWT as QEMU's own walk shows them."""
+    (flags,) = re.findall(rf"^{address:016x}: [0-9a-f]+ (\S+)", guest.machine.hmp("info tlb"), re.MULTILINE)
+    return ("C" in flags) << 1 | ("T" in flags)
+
+
+@pytest.mark.parametrize("direct", ["WB", "WC", "UC-"])
+@pytest.mark.parametrize("alias", ["WB", "WC", "UC-"])
+def test_the_kernels_entries_agree_with_qemu(shades: Guest, take: Take, alias: str, direct: str) -> None:
+    page = take(f"wb {alias.lower()} {direct.lower()}")
+    with shades.paused():
+        found = shades.mapped_by(page.pfn)
+        kernels = [entry for entry in found if entry.task is None]
+        assert {entry.va: by_qemu(shades, entry.va) for entry in kernels} == {
+            entry.va: _INDEX[entry.cache_mode] for entry in kernels
+        }
+    assert modes(found)["direct map"] == direct
+    assert modes(found)["vmalloc"] == alias
+    # The second view of low memory, where there is one, is changed with the first (cpa_process_alias).
+    assert modes(found).get("kernel image", direct) == direct
+
+
+@pytest.mark.parametrize("user", ["WB", "WC", "UC-"])
+def test_insert_takes_what_the_vma_says(shades: Guest, take: Take, user: str) -> None:
+    page = take(f"{user.lower()} wb wb")
+    found = modes(shades.mapped_by(page.pfn))
+    assert (found["user"], found["direct map"]) == (user, "WB")
+    assert "x86/PAT" not in shades.run("dmesg").stdout
+
+
+@pytest.mark.parametrize(
+    ("user", "direct", "wanted", "got"),
+    [("wb", "wc", "write-back", "write-combining"), ("uc-", "wb", "uncached-minus", "write-back")],
+)
+def test_remap_takes_the_frames_own(
+    shades: Guest, take: Take, user: str, direct: str, wanted: str, got: str
+) -> None:
+    page = take(f"{user} wb {direct} --remap")
+    assert modes(shades.mapped_by(page.pfn))["user"] == direct.upper()
+    (line,) = re.findall(r"x86/PAT: (shades:.*)$", shades.run("dmesg").stdout, re.MULTILINE)
+    assert f"req {wanted} for [mem {page.place:#010x}-" in line
+    assert line.endswith(f"got {got}")
+
+
+def test_the_direct_map_is_cached_again_afterwards(shades: Guest, take: Take) -> None:
+    page = take("wb wb uc-")
+    assert modes(shades.mapped_by(page.pfn))["direct map"] == "UC-"
+    end(shades, page.pid)
+    found = modes(shades.mapped_by(page.pfn))
+    assert found["direct map"] == "WB"
+    assert found.get("kernel image", "WB") == "WB"
