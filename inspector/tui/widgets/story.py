@@ -14,6 +14,7 @@ from inspector.labs.story import (
     EntryShown,
     Event,
     Exhibit,
+    FaultShown,
     Frame,
     FrameShown,
     Look,
@@ -26,9 +27,12 @@ from inspector.labs.story import (
     VmaShown,
     WalkShown,
 )
+from inspector.trace import Fault
+from inspector.trace import telling as tell
 from inspector.tui import palette
 from inspector.tui.widgets.bits import level_color
 from inspector.tui.widgets.drawing import Drawing, heading
+from inspector.tui.widgets.fault import kind_color
 from inspector.units import format_size, printable
 
 _LIT = palette.blend(palette.GOOD, palette.BACKGROUND, 0.35)
@@ -137,9 +141,20 @@ def _exhibit(exhibit: Exhibit, width: int) -> Iterable[Text]:
             return _vma(exhibit)
         case PagesShown():
             return _pages(exhibit, width)
+        case FaultShown(fault):
+            return [_fault(fault)]
         case QuoteShown(source, lines):
             quoted = (Text(f"  {printable(line)}", palette.FOREGROUND) for line in lines)
             return [Text(source, palette.DIM), *quoted]
+
+
+def _fault(fault: Fault) -> Text:
+    code = "none" if fault.error is None else str(fault.error)
+    return Text.assemble(
+        ("page fault ", palette.DIM), (f"{fault.kind.value} ", f"bold {kind_color(fault.kind)}"),
+        (f"{tell.access(fault)} {tell.mode(fault)} ", palette.FOREGROUND),
+        (f"error code {code}, VM_FAULT_ {tell.returned(fault)}, frame {tell.frames(fault)}", palette.DIM),
+    )  # fmt: skip
 
 
 def _entry(exhibit: EntryShown) -> Iterator[Text]:
