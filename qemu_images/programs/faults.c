@@ -87,6 +87,25 @@ static void counted(const char *kind, volatile char *address, int write)
 		did(kind, "user", write ? "write" : "read", address);
 }
 
+static cpu_set_t everywhere;
+
+/* A new page waits in a list of its CPU, counted there, and only that CPU can take it out again: until then it is
+ * neither reused nor swapped out. */
+static void stay_here(void)
+{
+	cpu_set_t here;
+
+	sched_getaffinity(0, sizeof(everywhere), &everywhere);
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	sched_setaffinity(0, sizeof(here), &here);
+}
+
+static void go_anywhere(void)
+{
+	sched_setaffinity(0, sizeof(everywhere), &everywhere);
+}
+
 static void anonymous_memory(void)
 {
 	char *page = anonymous(4 * PAGE, PROT_READ | PROT_WRITE), *huge;
@@ -106,6 +125,7 @@ static void forked(void)
 	char byte;
 	pid_t child;
 
+	stay_here();
 	writes("ANONYMOUS", pages);
 	writes("ANONYMOUS", pages + PAGE);
 	if (pipe(hold))
@@ -123,6 +143,7 @@ static void forked(void)
 	close(hold[1]);
 	waitpid(child, &status, 0);
 	writes("COW_REUSE", pages + PAGE);
+	go_anywhere();
 }
 
 static void files(const char *folder)
@@ -176,13 +197,8 @@ static void swapped(void)
 {
 	char *page = anonymous(PAGE, PROT_READ | PROT_WRITE);
 	unsigned long entry = 0;
-	cpu_set_t all, here;
 
-	/* A page can be put out once it is off the list of its CPU, which only that CPU empties. */
-	sched_getaffinity(0, sizeof(all), &all);
-	CPU_ZERO(&here);
-	CPU_SET(sched_getcpu(), &here);
-	sched_setaffinity(0, sizeof(here), &here);
+	stay_here();
 	writes("ANONYMOUS", page);
 	for (int i = 0; i < 100 && !(entry >> 62 & 1); i++) {
 		madvise(page, PAGE, MADV_PAGEOUT);
@@ -192,7 +208,7 @@ static void swapped(void)
 	if (!(entry >> 62 & 1))
 		die("the page is not swapped out: is swap on?");
 	reads("SWAP_IN", page);
-	sched_setaffinity(0, sizeof(all), &all);
+	go_anywhere();
 }
 
 static void stack(void)
