@@ -154,17 +154,19 @@ def _exhibit(exhibit: Exhibit) -> Iterable[RenderableType]:
 
 
 def _entry(exhibit: EntryShown) -> Iterable[RenderableType]:
-    """Before and after below each other, so that what changed stands out."""
+    """Before and after below each other, so that what changed stands out; one line where nothing did."""
     now, before = exhibit.now, exhibit.before
+    table = Table.grid(padding=(0, 2, 0, 0))
+    if before is not None and before.entry == now.entry:
+        table.add_row(Text.assemble((f"{now.who}'s {now.level} as before", "bold")), *_row(now, None, ""))
+        yield table
+        return
     at = now.walk.steps[-1].entry_address if now.walk.steps else 0
     yield Text.assemble((f"{now.who}, {now.walk.va:#x}: ", "bold"), (f"its {now.level} at {at:#x}", "dim"))
-    table = Table.grid(padding=(0, 2, 0, 0))
-    changed = before is not None and before.entry != now.entry
-    if before is not None and changed:
+    if before is not None:
         table.add_row(Text("  was", "dim"), *_row(before, now, _GONE))
-    mark = "  is" if before is None else "  now" if changed else "  as before"
-    table.add_row(Text(mark, "dim"), *_row(now, before if changed else None, _ADDED))
-    if before is not None and changed and (words := _changes(now, before)):
+    table.add_row(Text("  is" if before is None else "  now", "dim"), *_row(now, before, _ADDED))
+    if before is not None and (words := _changes(now, before)):
         table.add_row("", "", words, "")
     yield table
 

@@ -54,9 +54,8 @@ def story(stage: Stage) -> Story:
         "into it, and lets the child write to the copy.",
         ("page[0] = 8;   /* in the child */",),
         (
-            "The child's entry names another frame, and has RW.",
+            "The child's entry names another frame, with RW. The old has mapcount 1.",
             "The parent's entry is as it was, without RW. It still reads 7.",
-            "The old frame has one user again: mapcount 1.",
         ),
     )
     seen = stage.watch(lambda: child.write(page, 8), page, child)
