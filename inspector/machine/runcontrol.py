@@ -311,9 +311,7 @@ class RunControl:
                 self._gdb.close()  # the stub serves one client
             held = not self._state().running
             loop = LocalStopLoop(Rsp(self._gdb_socket), self)
-            self._monitor().execute(
-                "query-status"
-            )  # the STOP event of our connection comes before its answer
+            self._monitor().execute("query-status")  # the STOP event of our coming is there before its answer
             with self._changed:
                 self._gdb_lost = False
                 self._vm_running = False
