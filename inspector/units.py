@@ -73,4 +73,6 @@ def word(value: int | None) -> str | None:
 
 def printable(text: str) -> str:
     """Text from the guest with control characters made visible, so that none reaches a terminal."""
+    if text.isprintable():  # nearly always
+        return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.kernel.frames import FrameState, frames
+from inspector.kernel.frames import NO_MIGRATETYPE, FrameState, frames
 from inspector.kernel.mapcounts import entire_mapcounts, shared_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
-from inspector.kernel.pageflags import flag_bits, typed
+from inspector.kernel.pageflags import flag_bits
 from inspector.symbols import Kernel
 
 _FROM_STATE = {
@@ -26,7 +26,6 @@ _FROM_STATE = {
     FrameState.FILE: Owner.PAGE_CACHE,
     FrameState.KERNEL: Owner.UNMARKED,
 }
-_PART = 1 << 14  # rows written at once: they stay in the CPU's cache
 
 _MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
 
@@ -42,10 +41,11 @@ class Canvas:
         self.memmap = memmap
         self.frames = frames(kernel, memmap)
         self.page_size: int = kernel.space.format.page_size
-        table = np.zeros(len(FrameState), np.uint8)
-        for state, owner in _FROM_STATE.items():
-            table[state] = owner
-        self.owner: NDArray[np.uint8] = table[self.frames.state]
+        # A translation of bytes is several times faster than an indexed table.
+        owners = bytes(_FROM_STATE.get(FrameState(state), 0) for state in range(len(FrameState)))
+        self.owner = np.frombuffer(
+            bytearray(self.frames.state.tobytes().translate(owners.ljust(256))), np.uint8
+        )
         self.detail = np.zeros(len(self.owner), np.uint32)
         self.index = np.zeros(len(self.owner), np.uint64)
         self._labels: dict[str, int] = {"": 0}
@@ -95,7 +95,9 @@ class Canvas:
         """The same for a physical range: every frame that a byte of it lies in."""
         first, last = start // self.page_size, min(-(-end // self.page_size), len(self.owner))
         part = slice(first, max(first, last))
-        free = _any_of(over)[self.owner[part]]
+        free = np.zeros(len(self.owner[part]), np.bool_)
+        for each in over:
+            free |= self.owner[part] == each
         self.owner[part][free] = owner
         self.detail[part][free] = self.label(label)
 
@@ -108,7 +110,7 @@ class Canvas:
 
     def finished(self) -> Owners:
         """The rows, written part by part."""
-        found, rows = self.frames, np.empty(len(self.owner), FRAME)
+        found, rows = self.frames, np.zeros(len(self.owner), FRAME)
         columns: dict[str, NDArray[Any]] = {
             "flags": found.flags,
             "index": self.index,
@@ -119,15 +121,23 @@ class Canvas:
             "order": found.order,
             "migratetype": found.migratetype,
         }
-        for first in range(0, len(rows), _PART):
-            place = slice(first, min(first + _PART, len(rows)))
-            part, word = rows[place], found.word[place]
-            part["pfn"] = np.arange(place.start, place.stop)
-            part["mapcount"] = np.where(typed(word), -1, word.view(np.int32) + 1)
+        for first, end in self.memmap.parts():
+            part = rows[first:end]
+            part["pfn"] = np.arange(first, end)
+            part["mapcount"] = np.maximum(found.word[first:end].view(np.int32) + 1, -1)  # types are below
             for name, column in columns.items():
-                part[name] = column[place]
+                part[name] = column[first:end]
+        for start, stop in self._holes():
+            hole = rows[start:stop]
+            hole["pfn"] = np.arange(start, stop)
+            hole["owner"], hole["migratetype"] = self.owner[start:stop], NO_MIGRATETYPE
         self._count_huge_mappings(rows)
         return Owners(rows, tuple(self._labels))
+
+    def _holes(self) -> Iterator[tuple[int, int]]:
+        """The PFNs between the runs that have struct pages."""
+        ends = [0, *(end for _, end in self.memmap.runs)]
+        return zip(ends, (first for first, _ in self.memmap.runs), strict=False)
 
     def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:
         """Add to each page's own mapcount the entries that map the huge page that it is in."""
