@@ -37,8 +37,12 @@ def test_agrees_with_proc(any_guest: Guest, witness: Any) -> None:
         assert set(first) - set(ours) <= _ASKED
         agreed = {name: value for name, value in first.items() if second[name] == value and name in ours}
         wrong = {name: (value, ours[name]) for name, value in agreed.items() if ours[name] != value}
-        if not wrong:
-            settled |= set(agreed)
+        if not wrong:  # what moves has been where we saw it on its way from one reading to the other
+            settled |= {
+                name
+                for name in set(ours) & set(first)
+                if min(first[name], second[name]) <= ours[name] <= max(first[name], second[name])
+            }
         if settled >= _NAMED:
             return
-    pytest.fail(f"/proc said, and we found: {wrong}; never at rest: {_NAMED - settled}")
+    pytest.fail(f"/proc said, and we found: {wrong}; never in between: {_NAMED - settled}")
