@@ -91,11 +91,16 @@ def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) ->
     """
     lists_: list[tuple[int, ...]] = []
     heads: list[int] = []
+    slots: list[tuple[int, int, int]] = []
     for node, index, zone in _populated(kernel):
         for cpu, pcp in zones.per_cpu_lists(zone):
-            for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp)):
+            slots = slots or [
+                (order, migratetype, kernel.types.offsetof(pcp.type.name, f"lists[{slot}]"))
+                for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp))
+            ]
+            for order, migratetype, offset in slots:
                 lists_.append((0, order, migratetype, node, index, cpu))
-                heads.append(pcp.addr(f"lists[{slot}]"))
+                heads.append(pcp.address + offset)
     links = memmap.addresses(unused) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, np.dtype(np.uint64))
     ends = lists.follow(links, following, np.array(heads, np.uint64))
@@ -126,11 +131,16 @@ def _migratetype_count(kernel: Kernel) -> int:
 
 
 def _free_lists(kernel: Kernel) -> list[_FreeList]:
-    return [
-        _FreeList(node, index, order, migratetype, zone.addr(f"free_area[{order}].free_list[{migratetype}]"))
-        for node, index, zone in _populated(kernel)
-        for order in range(kernel.types.field("zone", "free_area").type.count)
+    types = kernel.types
+    inside = [
+        (order, migratetype, types.offsetof("zone", f"free_area[{order}].free_list[{migratetype}]"))
+        for order in range(types.field("zone", "free_area").type.count)
         for migratetype in range(_migratetype_count(kernel))
+    ]
+    return [
+        _FreeList(node, index, order, migratetype, VirtAddr(zone.address + offset))
+        for node, index, zone in _populated(kernel)
+        for order, migratetype, offset in inside
     ]
 
 

@@ -96,6 +96,13 @@ def area_table(kernel: Kernel) -> NDArray[np.void]:
     return rows[np.argsort(rows["start"], kind="stable")]
 
 
+def busy_areas(kernel: Kernel) -> NDArray[np.void]:
+    """The areas in use alone, as AREA rows by address. Raises CorruptGuest as area_table() does."""
+    rows = _rows(kernel, _areas(kernel, _roots(kernel)[0]), lazy=False)
+    rows = rows[rows["kind"] == BUSY]
+    return rows[np.argsort(rows["start"], kind="stable")]
+
+
 def areas(kernel: Kernel, rows: NDArray[np.void] | None = None) -> list[VmallocArea]:
     """Every area with its caller's name and where its pages are, by address. Raises CorruptGuest."""
     rows = area_table(kernel) if rows is None else rows

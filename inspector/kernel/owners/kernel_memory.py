@@ -59,8 +59,7 @@ def _memmap(canvas: Canvas, survey: Survey) -> None:
 
 def _vmalloc(canvas: Canvas, survey: Survey, loaded: list[modules.Module]) -> None:
     """Areas by caller; an ioremap()ed device has no struct page, or is not ours to give."""
-    table = vmalloc.area_table(canvas.kernel)
-    table = table[table["kind"] == vmalloc.BUSY]
+    table = vmalloc.busy_areas(canvas.kernel)
     who, which = np.unique(table["caller"], return_inverse=True)
     named = ksyms.symbolise(canvas.kernel, (int(each) for each in who if each), loaded)
     callers = [named.get(int(each), "") for each in who]
