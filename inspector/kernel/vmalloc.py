@@ -99,8 +99,8 @@ def area_table(kernel: Kernel) -> NDArray[np.void]:
 def busy_areas(kernel: Kernel) -> NDArray[np.void]:
     """The areas in use alone, as AREA rows by address. Raises CorruptGuest as area_table() does."""
     rows = _rows(kernel, _areas(kernel, _roots(kernel)[0]), lazy=False)
-    rows = rows[rows["kind"] == BUSY]
-    return rows[np.argsort(rows["start"], kind="stable")]
+    busy = np.flatnonzero(rows["kind"] == BUSY)
+    return rows[busy[np.argsort(rows["start"][busy], kind="stable")]]
 
 
 def areas(kernel: Kernel, rows: NDArray[np.void] | None = None) -> list[VmallocArea]:
