@@ -18,10 +18,10 @@ def are_hugetlb(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.bool_]:
     kernel = memmap.kernel
     pages, tails = (memmap.addresses(heads.astype(np.uint64) + np.uint64(at)) for at in (0, 1))
     types = PageTypes(kernel)
-    if "hugetlb" in types.names:  # d99e3140a4d3 (6.9)
+    if "hugetlb" in types.names:  # a page type, as in 6.12
         (words,) = columns(kernel, "page", pages, "page_type")
         found = types.kinds(words.astype(np.uint32)) == types.names.index("hugetlb")
-    elif (bit := kernel.types.enum("pageflags").get("PG_hugetlb")) is not None:  # 9c5ccf2db04b (6.6)
+    elif (bit := kernel.types.enum("pageflags").get("PG_hugetlb")) is not None:  # a flag for a while before
         (flags,) = columns(kernel, "page", tails, flags_path(kernel))
         found = flags >> np.uint64(bit & 63) & np.uint64(1) != 0
     else:

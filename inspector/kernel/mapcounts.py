@@ -37,7 +37,7 @@ def shared_mapcounts(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.int
     large = flags >> np.uint64(flag_bits(kernel)["head"]) & np.uint64(1) != 0
     doubled = kernel.types.enum("pageflags").get("PG_double_map")  # a second name of another flag's bit
     if doubled is not None:
-        # Before cb67f4282bf9 (6.2): a file's small counts had the large ones in them, and so had an anonymous
+        # Before 6.2 or so: a file's small counts had the large ones in them, and so had an anonymous
         # folio's once they were both in use, which a flag of its first tail page says.
         large &= mapping & _ANON != 0
     shared = np.zeros(len(heads), np.int64)

@@ -54,7 +54,7 @@ def migratetypes(kernel: Kernel, memmap: MemMap | None = None) -> NDArray[np.uin
 def _layout(kernel: Kernel) -> tuple[int, int | None]:
     """How many bits a pageblock has, and which of them says that it is isolated."""
     bits = kernel.types.enum("pageblock_bits")
-    if "__NR_PAGEBLOCK_BITS" in bits:  # e904bce2d9d4 (6.17) gave isolation a bit of its own
+    if "__NR_PAGEBLOCK_BITS" in bits:  # between 6.12 and 7.2 isolation got a bit of its own
         width, isolate = 1 << (bits["__NR_PAGEBLOCK_BITS"] - 1).bit_length(), bits.get("PB_migrate_isolate")
     else:
         width, isolate = bits["NR_PAGEBLOCK_BITS"], None

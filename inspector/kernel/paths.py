@@ -45,7 +45,7 @@ def _mounts(kernel: Kernel, superblock: StructView) -> Iterator[StructView]:
     if not kernel.types.has("mount", "mnt_next_for_sb"):
         yield from lists.entries(kernel, superblock.addr("s_mounts"), "mount", "mnt_instance", _MAX_MOUNTS)
         return
-    # 2f7b98d2a0ca (6.18) made the list a chain of pointers.
+    # Between 6.12 and 7.2 the list became a chain of pointers.
     mount = superblock.deref("s_mounts")
     for _ in range(_MAX_MOUNTS):
         if mount is None:
