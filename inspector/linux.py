@@ -35,7 +35,7 @@ from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import Module
 from inspector.kernel.owners import Owners
-from inspector.kernel.pages import Page
+from inspector.kernel.pages import Owned, Page
 from inspector.kernel.resources import Resource
 from inspector.kernel.rmap import Alias, ReverseMap
 from inspector.kernel.slab_objects import SlabObject
@@ -106,7 +106,7 @@ class Linux:
                 if zone.populated
             ]
 
-    def page(self, pfn: Pfn, owners: Owners | None = None) -> Page:
+    def page(self, pfn: Pfn, owners: Owned | None = None) -> Page:
         """All that is known of a frame: its struct page, whose it is, what is charged. Raises NoSuchFrame.
 
         `owners` are owners() of the same moment: worth giving where many pages are asked for.

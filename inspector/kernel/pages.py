@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from inspector.kernel import buddy, pageblocks
 from inspector.kernel.mapcounts import entire_mapcounts, mapcounts
 from inspector.kernel.memcg import ChargeKind, charge
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.owners import Owner, Owners, owners
+from inspector.kernel.owners import Owner, owners
 from inspector.kernel.pageflags import PageTypes, flag_bits, flag_names, flags_path
 from inspector.kernel.zones import Zone, zones
 from inspector.symbols import Kernel, StructView
@@ -65,10 +66,17 @@ class Page:
         return self.is_tail or self.order > 0
 
 
-def page(kernel: Kernel, pfn: Pfn, found: Owners | None = None) -> Page:
+class Owned(Protocol):
+    """Who knows the owners of frames: kernel.owners.Owners, or what was kept of them."""
+
+    def of(self, pfn: Pfn) -> tuple[Owner, str]:
+        """A frame's owner, and which one."""
+
+
+def page(kernel: Kernel, pfn: Pfn, found: Owned | None = None) -> Page:
     """Read one frame. Raises NoSuchFrame where the PFN has none.
 
-    `found` are the owners() of this very moment: worth giving for many pages.
+    `found` knows the owners: worth giving for many pages, as owners() reads all of memory.
     """
     memmap = MemMap(kernel)
     view = memmap.view(pfn)

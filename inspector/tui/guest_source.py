@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inspector import labs
 from inspector.arch import Right
-from inspector.errors import InspectorError, KernelError, NoSuchFrame, UsageError
+from inspector.errors import InspectorError, KernelError, UsageError
 from inspector.guest import Guest, GuestInfo
 from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.owners import Owner
@@ -190,16 +190,14 @@ class GuestSource:
     def page(self, pfn: Pfn) -> PageView:
         """One frame, read now; owners and who maps it may be some moments older. Raises NoSuchFrame."""
         with self._guest.still():
-            page = self._guest.page(pfn)
+            recent = self._frames.recent()
+            page = self._guest.page(pfn, recent)
             raw = self._guest.read_virt(page.address, self._guest.kernel.types.sizeof("page"))
             contents = self._contents(pfn)
             aliases = self._aliases(pfn)
-            recent = self._frames.recent()
-            if not pfn < len(recent.counts):
-                raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
             cache = self._cache(recent, pfn)
             objects = readers.objects_around(self._guest, page, cache)
-        owner, label = Owner(int(recent.counts.states[pfn])), recent.label(pfn)
+        owner, label = page.owner, page.owner_label
         first = max(0, pfn - NEIGHBOURS)
         return PageView(
             page=page,

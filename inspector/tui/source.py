@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import Walk
+from inspector.errors import NoSuchFrame
 from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
@@ -130,6 +131,12 @@ class Frames:
     def label(self, pfn: Pfn) -> str:
         """Which one of its owner's objects the frame belongs to; empty where that is not known."""
         return self.labels[int(self.details[pfn])]
+
+    def of(self, pfn: Pfn) -> tuple[Owner, str]:
+        """A frame's owner, and which one. Raises NoSuchFrame."""
+        if not pfn < len(self.counts):
+            raise NoSuchFrame(f"PFN {pfn:#x} is past the last frame")
+        return Owner(int(self.counts.states[pfn])), self.label(pfn)
 
     def match(self, owner: int, label: str | None) -> NDArray[np.bool_]:
         """Which frames are an owner's, or one of its objects'."""
