@@ -90,22 +90,18 @@ def tree_nodes(kernel: Kernel, roots: NDArray[np.uint64], limit: int = _MAX_NODE
     return nodes
 
 
-def mapped_frames(kernel: Kernel, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> NDArray[np.void]:
-    """frames_in() of what the kernel's page tables map in these ranges, read for the question."""
-    if not len(starts):
-        return np.empty(0, RANGE_FRAME)
-    leaves = kernel.space.scan(int(starts.min()) & -kernel.space.format.page_size, int(ends.max()))
-    return frames_in(kernel, leaves, starts, ends)
-
-
-def frames_in(
-    kernel: Kernel, leaves: NDArray[np.void], starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+def mapped_frames(
+    kernel: Kernel,
+    starts: NDArray[np.uint64],
+    ends: NDArray[np.uint64],
+    leaves: NDArray[np.void] | None = None,
 ) -> NDArray[np.void]:
-    """The frames that these leaf mappings (arch.MAPPING, arch.LEAF) show in the ranges [start, end).
+    """The frames that the kernel's leaf mappings show in the ranges [start, end).
 
-    RANGE_FRAME rows in the mappings' order. Ranges must not overlap. Large pages count as the small ones that
-    they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest where they are over
-    128 GiB.
+    `leaves` are those mappings (arch.MAPPING, arch.LEAF), where they have been read; else the page tables of
+    the ranges are. RANGE_FRAME rows in the mappings' order. Ranges must not overlap. Large pages count as the
+    small ones that they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest where
+    they are over 128 GiB.
     """
     order = np.argsort(starts, kind="stable")
     first, last = starts[order], ends[order]
@@ -118,6 +114,8 @@ def frames_in(
 
     if not len(starts):
         return np.empty(0, RANGE_FRAME)
+    if leaves is None:
+        leaves = kernel.space.scan(int(starts.min()) & -page, int(ends.max()))
     leaves = leaves[place(leaves["va"], leaves["size"]) >= 0]
     counts = leaves["size"].astype(np.int64) // page
     total = int(counts.sum())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists
-from inspector.kernel.bulk import frames_in, mapped_frames
+from inspector.kernel.bulk import mapped_frames
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr, printable
 
@@ -95,7 +95,7 @@ def module_frames(
     ends = np.array([part.start for part in parts], np.uint64) + np.array(
         [part.size for part in parts], np.uint64
     )
-    rows = mapped_frames(kernel, starts, ends) if leaves is None else frames_in(kernel, leaves, starts, ends)
+    rows = mapped_frames(kernel, starts, ends, leaves)
     rows["index"] = owners[rows["index"]]
     return rows
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import ksyms
-from inspector.kernel.bulk import columns, frames_in, mapped_frames, tree_nodes, words
+from inspector.kernel.bulk import columns, mapped_frames, tree_nodes, words
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import modules
 from inspector.kernel.zones import zones
@@ -139,9 +139,7 @@ def area_frames(
     Device memory behind an ioremap() is there too: its frames may have no struct page. `leaves` are the
     kernel's leaf mappings, where they have been read.
     """
-    if leaves is None:
-        return mapped_frames(kernel, rows["start"], rows["end"])
-    return frames_in(kernel, leaves, rows["start"], rows["end"])
+    return mapped_frames(kernel, rows["start"], rows["end"], leaves)
 
 
 def area_pages(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from inspector.errors import CorruptGuest, KernelError
 from inspector.kernel import ksyms, modules, slabs, vmalloc
-from inspector.kernel.bulk import frames_in
+from inspector.kernel.bulk import mapped_frames
 from inspector.kernel.frames import FrameState
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
@@ -36,7 +36,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
 def paint_stacks(canvas: Canvas, survey: Survey) -> None:
     """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""
     size = np.uint64(stack_size(canvas.kernel))
-    found = frames_in(canvas.kernel, survey.kernel_leaves, survey.stacks, survey.stacks + size)
+    found = mapped_frames(canvas.kernel, survey.stacks, survey.stacks + size, survey.kernel_leaves)
     names = canvas.labelled(survey.names)
     canvas.paint(found["pfn"], Owner.KERNEL_STACK, names[found["index"]], (*UNCLAIMED, Owner.VMALLOC))
 
@@ -53,7 +53,7 @@ def _memmap(canvas: Canvas, survey: Survey) -> None:
     memmap = canvas.memmap
     runs = np.array(memmap.runs, np.uint64)
     bounds = memmap.addresses(runs)
-    found = frames_in(canvas.kernel, survey.kernel_leaves, bounds[:, 0], bounds[:, 1])
+    found = mapped_frames(canvas.kernel, bounds[:, 0], bounds[:, 1], survey.kernel_leaves)
     canvas.paint(found["pfn"], Owner.MEMMAP)
 
 
