@@ -54,16 +54,19 @@ def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
 
 
 def _slab_objects(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
-    """The peer goes through all memory for each cache: it is asked for all of a small guest, once."""
+    """The peer goes through all memory for each cache: it is asked for all of a small guest, one of a large."""
     kernel = guest.kernel
     counts = slab_objects.allocated_count(kernel)
     took = seconds(lambda: slab_objects.allocated_count(kernel), effort.repeats)
     note = "allocated objects of every cache, counted"
     row = Row(f"slab_objects_{size}", int(counts.sum()), took, note=note)
-    if drgn is None or guest.machine.memory_size > _WHOLE:
+    caches = effort.caches
+    if guest.machine.memory_size > _WHOLE:
+        caches = 1 if caches is None else 0
+    if drgn is None or caches == 0:
         return row
     ours = dict(zip((cache.name for cache in guest.slabs()), counts.tolist(), strict=True))
-    names = sorted(ours, key=lambda name: -ours[name])[: effort.caches]
+    names = sorted(ours, key=lambda name: -ours[name])[:caches]
     theirs: list[int] = []
     peer = seconds(lambda: theirs.extend(drgn.allocated_objects(names)), 1)
     wrong = [name for name, count in zip(names, theirs, strict=True) if count != ours[name]]
