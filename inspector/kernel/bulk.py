@@ -100,8 +100,8 @@ def mapped_frames(
 
     `leaves` are those mappings (arch.MAPPING, arch.LEAF), where they have been read; else the page tables of
     the ranges are. RANGE_FRAME rows in the mappings' order. Ranges must not overlap. Large pages count as the
-    small ones that they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest where
-    they are over 128 GiB.
+    small ones that they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest
+    where they are over 128 GiB.
     """
     order = np.argsort(starts, kind="stable")
     first, last = starts[order], ends[order]
