@@ -54,7 +54,7 @@ def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
 
 
 def _slab_objects(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
-    """The peer goes through all memory for each cache: it is asked for all of a small guest, one of a large."""
+    """The peer reads all of memory for each cache: it is asked for all of a small guest, one of a large."""
     kernel = guest.kernel
     counts = slab_objects.allocated_count(kernel)
     took = seconds(lambda: slab_objects.allocated_count(kernel), effort.repeats)
