@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ def lab(
     if name is None:
         raise click.UsageError("give the name of a lab, or --list")
     chosen = labs.find(name)
+    if options.guest is None and options.memory is None:
+        options = replace(options, memory=chosen.memory)
     with opened(options) as opening:
         reader = _Reader(pause, answers or as_json)
         pictures = lab_view.Pictures(svg, chosen.name) if svg else None

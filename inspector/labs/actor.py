@@ -164,6 +164,44 @@ class Actor:
         said = self.ask(f"smaps {va:#x}")
         return Counter({name: int(value) for name, value in said.items() if name not in ("start", "end")})
 
+    def unmap(self, va: int, pages: int) -> None:
+        """munmap() so many pages."""
+        self.ask(f"unmap {va:#x} {pages}")
+
+    def lock(self, va: int, pages: int) -> None:
+        """mlock() so many pages."""
+        self.ask(f"lock {va:#x} {pages}")
+
+    def peek(self, va: int, size: int) -> bytes:
+        """What the program reads there, at most 1024 bytes."""
+        return bytes.fromhex(self.ask(f"peek {va:#x} {size}")["data"])
+
+    def poke(self, va: int, data: bytes) -> None:
+        """Write bytes, at most 1024."""
+        self.ask(f"poke {va:#x} {data.hex()}")
+
+    # Devices. To map one: map(..., "shared", "device=NAME").
+
+    def open(self, name: str, path: str) -> None:
+        """Open a device's file, to be called by a name."""
+        self.ask(f"open {name} {path}")
+
+    def close_device(self, name: str) -> None:
+        """close() what open() opened."""
+        self.ask(f"close {name}")
+
+    def ioctl(self, name: str, request: int, data: bytes = b"") -> bytes:
+        """Ask the driver with a struct, at most 1024 bytes; what it made of it."""
+        return bytes.fromhex(self.ask(f"ioctl {name} {request:#x} {data.hex()}")["data"])
+
+    def pread(self, name: str, offset: int, size: int) -> bytes:
+        """Read from a device, at most 1024 bytes."""
+        return bytes.fromhex(self.ask(f"pread {name} {offset:#x} {size}")["data"])
+
+    def pwrite(self, name: str, offset: int, data: bytes) -> int:
+        """Write to a device, at most 1024 bytes; how many it took."""
+        return int(self.ask(f"pwrite {name} {offset:#x} {data.hex()}")["bytes"])
+
     def fork(self) -> Child:
         """Make a child that can be told too."""
         return Child(self, int(self.ask("fork")["pid"]))

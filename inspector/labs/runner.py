@@ -34,6 +34,7 @@ def run(lab: Lab, guest: Guest, prepare: str | None = None) -> Generator[Event, 
                     event = story.send(answer)
                 except StopIteration:
                     break
+            stage.check_health()
     except (LabFailed, KernelError) as error:
         yield Ending(False, f"step {number}: {error}" if number else str(error))
         return

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
-from inspector.errors import LabFailed, NoSuchFrame, NoSuchTask
+from inspector.errors import LabFailed, MachineError, NoSuchFrame, NoSuchTask
 from inspector.guest import Guest
+from inspector.guest_modules import Parameter
 from inspector.kernel import ptes
+from inspector.kernel.modules import Module
 from inspector.kernel.ptes import EntryUse
 from inspector.kernel.tasks import Task
 from inspector.kernel.vmas import Vma
@@ -28,7 +32,9 @@ from inspector.labs.story import (
     PagesShown,
 )
 from inspector.trace import Fault
-from inspector.units import Pfn, PhysAddr, VirtAddr
+from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+
+_BAD = 1 << 5 | 1 << 7 | 1 << 9  # TAINT_BAD_PAGE, TAINT_DIE, TAINT_WARN (include/linux/panic.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,10 @@ class Stage:
         self.guest = guest
         self.name = "program"  # what a story calls the actor
         self.page_size = guest.kernel.space.format.page_size
+        self._loaded: list[str] = []
+        self._mark = f"kmi lab {lab.name} {uuid.uuid4().hex}"
+        guest.run(f"echo {self._mark} >/dev/kmsg")
+        self._tainted = self._taint()
         self.actor = Actor(guest, lab.prepare if prepare is None else prepare, lab.undo)
 
     def __enter__(self) -> Stage:
@@ -60,8 +70,36 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.guest.machine.alive:
-            self.actor.close()
+        if not self.guest.machine.alive:
+            return
+        self.actor.close()
+        for name in reversed(self._loaded):
+            self.guest.unload_module(name)
+
+    # Drivers
+
+    def load(self, name: str, **parameters: Parameter) -> Module:
+        """Load a module of ours; the lab's end unloads it, after the program that uses it."""
+        try:
+            module = self.guest.load_module(name, **parameters)
+        except MachineError as error:
+            raise LabFailed(str(error)) from error
+        self._loaded.append(name)
+        return module
+
+    def log(self, pattern: str) -> list[re.Match[str]]:
+        """The lines that the kernel has logged since the lab began in which a pattern is found."""
+        text = self.guest.run(f"dmesg | sed '1,/{self._mark}/d'").check().stdout
+        return [found for line in text.splitlines() if (found := re.search(pattern, line))]
+
+    def check_health(self) -> None:
+        """Raises LabFailed where the kernel has warned or oopsed since the lab began."""
+        if self._taint() & ~self._tainted & _BAD:
+            (first, *_) = [*self.log("WARNING:|BUG:|Oops:|refcount_t:"), None]
+            raise LabFailed(f"the kernel complains: {printable(first.string) if first else 'see dmesg'}")
+
+    def _taint(self) -> int:
+        return int(self.guest.run("cat /proc/sys/kernel/tainted").check().stdout)
 
     def task(self, who: Actor | None = None) -> Task:
         """The actor's task, or its child's. Raises LabFailed where it is gone."""

@@ -226,7 +226,8 @@ class Lab:
     """A lab: the question that it answers, what is needed for it, and its story.
 
     `prepare` is for /bin/sh in the guest, as root, in the very shell that then becomes the program, so that
-    limits and cgroups hold for it; `undo` runs at the end. What either breaks, the story notices.
+    limits and cgroups hold for it; `undo` runs at the end. What either breaks, the story notices. `memory` is
+    what a guest for it is booted with.
     """
 
     name: str
@@ -235,3 +236,4 @@ class Lab:
     story: Callable[[Stage], Story]
     prepare: str = ""
     undo: str = ""
+    memory: str = "512M"

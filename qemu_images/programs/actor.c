@@ -4,6 +4,8 @@
  */
 #include "lab.h"
 
+#include "device.h"
+
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -14,7 +16,7 @@
 static const char usage[] =
 	"usage: actor\n"
 	"Does what the lines of stdin say, and answers each. A PLACE is NAME, NAME+PAGES or 0xADDRESS; N counts pages.\n"
-	"  map NAME N [shared] [none|ro|exec] [thp|nothp] [at=0xADDRESS] [file=PATH]   aligned to 2 MiB with thp\n"
+	"  map NAME N [shared] [none|ro|exec] [thp|nothp] [at=0xADDRESS] [file=PATH|device=NAME]   aligned to 2 MiB with thp\n"
 	"  read PLACE | write PLACE VALUE | exec PLACE | scan PLACE N (reads) | touch PLACE N (writes)    and what faults and signals it took\n"
 	"  look PLACE                                  its word in /proc/self/pagemap\n"
 	"  count PLACE N                               how many are present and swapped there, and their frames\n"
@@ -23,12 +25,16 @@ static const char usage[] =
 	"  protect PLACE N none|r|rw|rx                mprotect\n"
 	"  advise PLACE N normal|cold|free|drop|pageout|thp|nothp    madvise\n"
 	"  lock PLACE N | unlock PLACE N | sync PLACE N | unmap PLACE N    mlock, munlock, msync, munmap\n"
+	"  peek PLACE BYTES | poke PLACE HEX           what is in memory there\n"
+	"  open NAME PATH | close NAME                 a device's file\n"
+	"  ioctl NAME REQUEST [HEX] | pread NAME OFFSET BYTES | pwrite NAME OFFSET HEX\n"
 	"  fill PATH N | forget PATH                   write N pages to a file and to its disk; drop its page cache\n"
 	"  fork | child COMMAND | reap                 make a child, let it act, end it\n"
 	"  perish COMMAND                              a child acts, with no handler for signals\n"
 	"example: printf 'map page 1\\nread page\\n' | actor\n";
 
 #define NAMES 24
+#define LINE 4096
 #ifndef MADV_COLD
 #define MADV_COLD 20
 #define MADV_PAGEOUT 21
@@ -131,7 +137,7 @@ static int map_memory(char **words)
 {
 	struct mapping *made = &mappings[count];
 	size_t size = strtoul(words[2], NULL, 0) * PAGE;
-	int prot = PROT_READ | PROT_WRITE, flags = 0, shared = 0, advice = MADV_NOHUGEPAGE, fd = -1;
+	int prot = PROT_READ | PROT_WRITE, flags = 0, shared = 0, advice = MADV_NOHUGEPAGE, fd = -1, lent = 0;
 	char *at = NULL;
 
 	if (count == NAMES)
@@ -159,6 +165,11 @@ static int map_memory(char **words)
 				return refuse(*word + 5);
 			if (S_ISREG(about.st_mode) && (size_t)about.st_size < size && ftruncate(fd, size))
 				return refuse(*word + 5);
+		} else if (!strncmp(*word, "device=", 7)) {
+			fd = device_of(*word + 7);
+			lent = 1;
+			if (fd < 0)
+				return printf("error no device %s is open\n", *word + 7);
 		} else if (strcmp(*word, "nothp"))
 			return printf("error unknown option %s\n", *word);
 	}
@@ -167,7 +178,7 @@ static int map_memory(char **words)
 		made->start = map_aligned(size, prot, flags);
 	else
 		made->start = mmap(at, size, prot, flags, fd, 0);
-	if (fd >= 0)
+	if (fd >= 0 && !lent)
 		close(fd);
 	if (made->start == MAP_FAILED)
 		return refuse("mmap");
@@ -287,6 +298,26 @@ static int protect(char *start, size_t size, const char *word)
 	return mprotect(start, size, prot) ? refuse("mprotect") : printf("ok\n");
 }
 
+static int peek(const char *start, size_t size)
+{
+	if (size > CARRIED)
+		return printf("error at most %d bytes\n", CARRIED);
+	if (sigsetjmp(back, 1))
+		return printf("error signal %d\n", (int)caught);
+	memcpy(carried, start, size);
+	return say_hex(size);
+}
+
+static int poke(char *start, const char *hex)
+{
+	size_t size = from_hex(hex);
+
+	if (sigsetjmp(back, 1))
+		return printf("error signal %d\n", (int)caught);
+	memcpy(start, carried, size);
+	return printf("ok bytes=%zu\n", size);
+}
+
 static int make_child(void)
 {
 	int down[2], up[2];
@@ -325,7 +356,7 @@ static int make_child(void)
 
 static int ask_child(const char *line)
 {
-	static char answer[2048];
+	static char answer[LINE];
 	size_t length = 0;
 
 	if (!child)
@@ -377,7 +408,7 @@ static int perish(char *line)
 
 static int act(char *line)
 {
-	char *words[12] = { NULL }, *rest = strchr(line, ' '), whole[512], *start;
+	char *words[12] = { NULL }, *rest = strchr(line, ' '), whole[LINE], *start;
 	size_t size;
 	int found, n = 0;
 
@@ -400,6 +431,12 @@ static int act(char *line)
 		return fill_file(words[1], strtoul(words[2], NULL, 0));
 	if (!strcmp(words[0], "forget") && n > 1)
 		return forget_file(words[1]);
+	if (!strcmp(words[0], "open") && n > 2)
+		return device_open(words[1], words[2]);
+	if (!strcmp(words[0], "close") && n > 1)
+		return device_close(words[1]);
+	if ((!strcmp(words[0], "ioctl") || !strcmp(words[0], "pread") || !strcmp(words[0], "pwrite")) && n > 2)
+		return device_act(words[0], words[1], words[2], words[3]);
 	start = place(words[1], &found);
 	if (!found)
 		return printf("error no such place: %s\n", words[1] ? words[1] : "");
@@ -418,6 +455,10 @@ static int act(char *line)
 		return printf("ok entry=%#lx\n", entry_of(start));
 	if (!strcmp(words[0], "smaps"))
 		return smaps((unsigned long)start);
+	if (!strcmp(words[0], "peek") && n > 2)
+		return peek(start, strtoul(words[2], NULL, 0));
+	if (!strcmp(words[0], "poke") && n > 2)
+		return poke(start, words[2]);
 	if (!strcmp(words[0], "lock"))
 		return mlock(start, size) ? refuse("mlock") : printf("ok\n");
 	if (!strcmp(words[0], "unlock"))
@@ -448,7 +489,7 @@ static int next_line(char *line, size_t room)
 
 int main(int argc, char **argv)
 {
-	static char line[512], other_stack[64 * 1024];
+	static char line[LINE], other_stack[64 * 1024];
 	struct sigaction action = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	stack_t stack = { .ss_sp = other_stack, .ss_size = sizeof(other_stack) };
 	cpu_set_t here;

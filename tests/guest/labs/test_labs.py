@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
@@ -22,6 +22,8 @@ _ALONE = (
 )
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _ON_TMPFS = "touch disk"
+
+StageFor = Callable[[labs.Lab], Guest]
 
 # What breaks each lab's premise, in the shell that becomes the program; and words of what it then says.
 BROKEN = {
@@ -55,8 +57,8 @@ def play(lab: labs.Lab, guest: Guest, prepare: str | None = None) -> list[Event]
 
 
 @pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
-def test_passes(stage_guest: Guest, name: str) -> None:
-    events = play(labs.find(name), stage_guest)
+def test_passes(stage_for: StageFor, name: str) -> None:
+    events = play(labs.find(name), stage_for(labs.find(name)))
     assert events[-1] == Ending(True, labs.find(name).answer)
     steps = [event for event in events if isinstance(event, Step)]
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))
@@ -70,9 +72,9 @@ def test_passes(stage_guest: Guest, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
-def test_fails_without_its_premise(stage_guest: Guest, name: str) -> None:
+def test_fails_without_its_premise(stage_for: StageFor, name: str) -> None:
     prepare, words = BROKEN[name]
-    ending = play(labs.find(name), stage_guest, prepare)[-1]
+    ending = play(labs.find(name), stage_for(labs.find(name)), prepare)[-1]
     assert isinstance(ending, Ending)
     assert not ending.passed
     assert words in ending.words
@@ -145,8 +147,9 @@ def test_exit_status(held: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(captured.err.strip().splitlines()) == 1
 
 
-def test_nothing_is_left(stage_guest: Guest) -> None:
+def test_nothing_is_left(stage_for: StageFor) -> None:
     for lab in labs.LABS:
-        with closing(labs.run(lab, stage_guest)) as story:
+        guest = stage_for(lab)
+        with closing(labs.run(lab, guest)) as story:
             next(story)
-    assert stage_guest.run("pidof actor; ls -d /tmp/lab-*").stdout == ""
+        assert guest.run("pidof actor; ls -d /tmp/lab.*").stdout == ""
