@@ -142,7 +142,9 @@ def qemu_command(config: MachineConfig, accel: Accel, wiring: Wiring) -> list[st
         *("-qmp", f"unix:{_escaped(wiring.qmp_socket)},server=on,wait=off"),
         *("-gdb", f"unix:{_escaped(wiring.gdb_socket)},server=on,wait=off"),
         *("-object", _shared("window", window.SIZE, wiring.window_fd)),
-        *("-device", "vmcoreinfo", "-device", "edu", "-device", "ivshmem-plain,memdev=window"),
+        # The device reaches 4 GiB (QEMU hw/misc/edu.c has it reach 256 MiB): the driver's own mask decides.
+        *("-device", "vmcoreinfo", "-device", "edu,dma_mask=0xffffffff"),
+        *("-device", "ivshmem-plain,memdev=window"),
         *("-kernel", str(config.kernel), "-initrd", str(config.initrd)),
         *("-append", kernel_cmdline(config)),
         *config.extra,

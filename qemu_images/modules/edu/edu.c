@@ -4,7 +4,8 @@
  * Source: QEMU docs/specs/edu.rst, hw/misc/edu.c.
  *
  * An open of /dev/edu has a buffer of the kind that it asks for; EDU_SEND and EDU_RECEIVE move the
- * bytes. The log tells where each lies, in RAM and as the device sees it.
+ * bytes. The log tells where each lies, in RAM and as the device sees it; for who reads memory by
+ * BTF, the PCI device's driver data is a struct edu with the list of them.
  *
  * Right, and fit to be copied:
  * - The device's mask is told to the DMA API before anything is mapped, and every mapping is asked
@@ -14,7 +15,8 @@
  *   that do not snoop and for bounce buffers, whose bytes are copied then and at no other time.
  * - User memory that a device will write is pinned with FOLL_LONGTERM: that moves the page out of
  *   where it would be in the way, keeps it there, and tells everyone who would migrate it. The page
- *   is dirty when it is unpinned: the CPU has not written it, so its PTE does not know.
+ *   is dirty when it is unpinned: the CPU has not written it, so its PTE does not know. (Who lets
+ *   users pin more than a page charges it to RLIMIT_MEMLOCK, by account_locked_vm().)
  * - A device that does not answer in time is an error, not a task that waits for ever; its buffer
  *   is then leaked rather than freed under a transfer that may still come.
  *
@@ -30,11 +32,13 @@
 #include <linux/fs.h>
 #include <linux/interrupt.h>
 #include <linux/io-64-nonatomic-lo-hi.h>
+#include <linux/list.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -56,27 +60,35 @@
 
 static unsigned int mask = 28;
 module_param(mask, uint, 0444);
-MODULE_PARM_DESC(mask, "address bits that the device is said to have; it has 28 unless QEMU was told");
+MODULE_PARM_DESC(mask, "address bits that the device is said to have");
 
 struct edu {
 	struct pci_dev *pci;
 	void __iomem *registers;
 	struct miscdevice misc;
-	struct mutex engine;	/* one transfer at a time */
+	struct mutex listed;	/* guards `buffers` */
+	struct list_head buffers;	/* struct edu_buffer, by `node`: those that were taken */
+	struct mutex engine;	/* one transfer at a time; guards what follows */
+	struct edu_buffer *busy;	/* whose transfer is under way */
+	bool to_ram;		/* and which way it goes */
+	u64 transfers;		/* that have ended */
 	struct completion done;
 	bool stuck;		/* a transfer has not ended: nothing that was mapped may be freed */
 };
 
 /* What an open file has. */
 struct edu_buffer {
+	struct list_head node;
 	struct edu *edu;
 	struct mutex lock;	/* against two that take, or use, at once */
 	u32 number;		/* in the log */
 	enum edu_kind kind;
 	u32 size;		/* 0 until EDU_TAKE */
+	pid_t owner;		/* the process that took it */
 	void *memory;		/* the driver's own; NULL for a page of the user's */
 	struct page *page;	/* while it is pinned */
-	dma_addr_t bus;
+	phys_addr_t place;	/* where it lay when it was taken; 0 for a coherent one */
+	dma_addr_t bus;		/* what the device is told */
 };
 
 static const char *const edu_kinds[] = { "pages", "kmalloc", "coherent", "pinned", "stale" };
@@ -94,8 +106,9 @@ static irqreturn_t edu_interrupt(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
-static int edu_transfer(struct edu *edu, dma_addr_t bus, u32 count, bool to_ram)
+static int edu_transfer(struct edu_buffer *buffer, bool to_ram)
 {
+	struct edu *edu = buffer->edu;
 	u64 command = EDU_DMA_START | EDU_DMA_IRQ | (to_ram ? EDU_DMA_TO_RAM : 0);
 	int error = 0;
 
@@ -105,14 +118,19 @@ static int edu_transfer(struct edu *edu, dma_addr_t bus, u32 count, bool to_ram)
 		return -EIO;
 	}
 	reinit_completion(&edu->done);
-	writeq(to_ram ? EDU_MEMORY : bus, edu->registers + EDU_DMA_SOURCE);
-	writeq(to_ram ? bus : EDU_MEMORY, edu->registers + EDU_DMA_TARGET);
-	writeq(count, edu->registers + EDU_DMA_COUNT);
+	edu->busy = buffer;
+	edu->to_ram = to_ram;
+	writeq(to_ram ? EDU_MEMORY : buffer->bus, edu->registers + EDU_DMA_SOURCE);
+	writeq(to_ram ? buffer->bus : EDU_MEMORY, edu->registers + EDU_DMA_TARGET);
+	writeq(buffer->size, edu->registers + EDU_DMA_COUNT);
 	writeq(command, edu->registers + EDU_DMA_COMMAND);
-	if (!wait_for_completion_timeout(&edu->done, EDU_PATIENCE)) {
+	if (wait_for_completion_timeout(&edu->done, EDU_PATIENCE)) {
+		edu->transfers++;
+	} else {
 		edu->stuck = true;
 		error = -ETIMEDOUT;
 	}
+	edu->busy = NULL;
 	mutex_unlock(&edu->engine);
 	return error;
 }
@@ -148,6 +166,11 @@ static int edu_release(struct inode *inode, struct file *file)
 	struct edu *edu = buffer->edu;
 	struct device *device = &edu->pci->dev;
 
+	if (buffer->size) {
+		mutex_lock(&edu->listed);
+		list_del(&buffer->node);
+		mutex_unlock(&edu->listed);
+	}
 	if (buffer->size && !edu->stuck) {
 		if (buffer->kind == EDU_COHERENT)
 			dma_free_coherent(device, buffer->size, buffer->memory, buffer->bus);
@@ -174,13 +197,13 @@ static int edu_take_own(struct edu_buffer *buffer, u32 size)
 		buffer->memory = (void *)__get_free_pages(GFP_KERNEL | __GFP_ZERO, get_order(size));
 	if (!buffer->memory)
 		return -ENOMEM;
+	buffer->place = virt_to_phys(buffer->memory);
 	buffer->bus = dma_map_single(device, buffer->memory, size, DMA_BIDIRECTIONAL);
 	return dma_mapping_error(device, buffer->bus) ? -EIO : 0;
 }
 
 /* A page of the caller's, mapped for the device. */
-static int edu_take_users(struct edu_buffer *buffer, const struct edu_wish *wish,
-			  phys_addr_t *place)
+static int edu_take_users(struct edu_buffer *buffer, const struct edu_wish *wish)
 {
 	struct device *device = &buffer->edu->pci->dev;
 	unsigned int offset = offset_in_page(wish->address);
@@ -193,7 +216,7 @@ static int edu_take_users(struct edu_buffer *buffer, const struct edu_wish *wish
 		count = get_user_pages_fast(wish->address, 1, FOLL_WRITE, &page);
 	if (count != 1)
 		return count < 0 ? count : -EFAULT;
-	*place = page_to_phys(page) + offset;
+	buffer->place = page_to_phys(page) + offset;
 	if (buffer->kind == EDU_PINNED)
 		buffer->page = page;
 	buffer->bus = dma_map_page(device, page, offset, wish->size, DMA_BIDIRECTIONAL);
@@ -211,15 +234,15 @@ static int edu_take_users(struct edu_buffer *buffer, const struct edu_wish *wish
 
 static int edu_take(struct edu_buffer *buffer, const struct edu_wish *wish)
 {
-	struct device *device = &buffer->edu->pci->dev;
-	phys_addr_t place = 0;
+	struct edu *edu = buffer->edu;
+	struct device *device = &edu->pci->dev;
 	int error;
 
 	if (buffer->size)
 		return -EBUSY;
 	buffer->kind = wish->kind;
 	if (wish->kind == EDU_PINNED || wish->kind == EDU_STALE)
-		error = edu_take_users(buffer, wish, &place);
+		error = edu_take_users(buffer, wish);
 	else
 		error = edu_take_own(buffer, wish->size);
 	if (error) {
@@ -228,17 +251,19 @@ static int edu_take(struct edu_buffer *buffer, const struct edu_wish *wish)
 		buffer->size = 0;
 		buffer->memory = NULL;
 		buffer->page = NULL;
+		buffer->place = 0;
 		return error;
 	}
 	buffer->size = wish->size;
-	if (buffer->kind == EDU_COHERENT) {	/* not for virt_to_phys(): it may be vmapped */
+	buffer->owner = task_tgid_nr(current);
+	mutex_lock(&edu->listed);
+	list_add_tail(&buffer->node, &edu->buffers);
+	mutex_unlock(&edu->listed);
+	if (buffer->kind == EDU_COHERENT)	/* not for virt_to_phys(): it may be vmapped */
 		dev_info(device, "buffer %u coherent bus %pad\n", buffer->number, &buffer->bus);
-		return 0;
-	}
-	if (buffer->memory)
-		place = virt_to_phys(buffer->memory);
-	dev_info(device, "buffer %u %s at %pap bus %pad\n", buffer->number,
-		 edu_kinds[buffer->kind], &place, &buffer->bus);
+	else
+		dev_info(device, "buffer %u %s at %pap bus %pad\n", buffer->number,
+			 edu_kinds[buffer->kind], &buffer->place, &buffer->bus);
 	return 0;
 }
 
@@ -252,9 +277,24 @@ static int edu_move(struct edu_buffer *buffer, bool to_ram)
 		return -ENXIO;
 	if (streaming)
 		dma_sync_single_for_device(device, buffer->bus, buffer->size, DMA_BIDIRECTIONAL);
-	error = edu_transfer(buffer->edu, buffer->bus, buffer->size, to_ram);
+	error = edu_transfer(buffer, to_ram);
 	if (streaming && !error)
 		dma_sync_single_for_cpu(device, buffer->bus, buffer->size, DMA_BIDIRECTIONAL);
+	return error;
+}
+
+/* There and back, for whoever watches. The lock is let go of between two transfers. */
+static int edu_repeat(struct edu_buffer *buffer, u32 times)
+{
+	int error = 0;
+
+	for (u64 i = 0; i < 2 * (u64)times && !error; i++) {
+		mutex_lock(&buffer->lock);
+		error = edu_move(buffer, i & 1);
+		mutex_unlock(&buffer->lock);
+		if (!error && signal_pending(current))
+			error = -EINTR;
+	}
 	return error;
 }
 
@@ -262,6 +302,7 @@ static long edu_ioctl(struct file *file, unsigned int command, unsigned long arg
 {
 	struct edu_buffer *buffer = file->private_data;
 	struct edu_wish wish;
+	u32 times;
 	int error = -ENOTTY;
 
 	if (command == EDU_TAKE) {
@@ -270,6 +311,11 @@ static long edu_ioctl(struct file *file, unsigned int command, unsigned long arg
 		if (wish.kind >= EDU_KINDS || !wish.size || wish.size > EDU_SIZE ||
 		    offset_in_page(wish.address) + wish.size > PAGE_SIZE)
 			return -EINVAL;
+	}
+	if (command == EDU_REPEAT) {
+		if (get_user(times, (u32 __user *)argument))
+			return -EFAULT;
+		return edu_repeat(buffer, times);
 	}
 	mutex_lock(&buffer->lock);
 	if (command == EDU_TAKE)
@@ -323,6 +369,8 @@ static int edu_probe(struct pci_dev *pci, const struct pci_device_id *id)
 	if (!edu)
 		return -ENOMEM;
 	edu->pci = pci;
+	mutex_init(&edu->listed);
+	INIT_LIST_HEAD(&edu->buffers);
 	mutex_init(&edu->engine);
 	init_completion(&edu->done);
 	error = pcim_enable_device(pci);

@@ -33,6 +33,11 @@ struct edu_wish {
 /* Copy the whole buffer to the device's memory, or back. Errors: ENXIO (no buffer), ETIMEDOUT. */
 #define EDU_SEND	_IO('E', 2)
 #define EDU_RECEIVE	_IO('E', 3)
+/*
+ * There and back, so many times as the argument says or until a signal: QEMU's device takes 0.1 s
+ * each way. Errors: EFAULT, EINTR, ENXIO, ETIMEDOUT.
+ */
+#define EDU_REPEAT	_IOW('E', 4, __u32)
 
 /* read() and write() are the driver's own buffer, by the CPU. */
 

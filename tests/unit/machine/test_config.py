@@ -43,7 +43,8 @@ def test_ram_is_the_inherited_descriptor_shared(config: MachineConfig, wiring: W
 
 def test_devices_and_no_defaults(config: MachineConfig, wiring: Wiring) -> None:
     command = qemu_command(config, TCG, wiring)
-    assert after(command, "-device") == ["vmcoreinfo", "edu", "ivshmem-plain,memdev=window"]
+    devices = ["vmcoreinfo", "edu,dma_mask=0xffffffff", "ivshmem-plain,memdev=window"]
+    assert after(command, "-device") == devices
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(command)
 
 
