@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from inspector.kernel import (
     buddy,
     cma,
+    devices,
     dma,
     ksyms,
     memcg,
@@ -30,6 +31,7 @@ from inspector.kernel import (
     zones,
 )
 from inspector.kernel.cma import CmaArea
+from inspector.kernel.devices import PciDevice
 from inspector.kernel.dma import BounceBuffer, DmaPool
 from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.memmap import MemMap
@@ -167,6 +169,11 @@ class Linux:
         """Every area kept for contiguous allocations; None for a kernel without CMA. Raises CorruptGuest."""
         with self.still():
             return cma.cma_areas(self.kernel)
+
+    def pci_devices(self) -> list[PciDevice]:
+        """Every PCI device by address: its BARs, its driver, what memory it reaches. Raises CorruptGuest."""
+        with self.still():
+            return devices.pci_devices(self.kernel)
 
     def dma_pools(self) -> list[DmaPool]:
         """The DMA pools of every device. Raises CorruptGuest."""
