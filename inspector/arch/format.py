@@ -57,6 +57,9 @@ class Shape:
     pkey: tuple[int, ...] = ()  # the bits of the protection key, lowest first
     flags: tuple[EntryFlag, ...] = ()  # those of the format that this kind of entry has
 
+    def __repr__(self) -> str:
+        return f"<Shape {self.kind.value}>"
+
     @property
     def leaf(self) -> bool:
         """Does the entry map memory, rather than lead to a table?"""
@@ -85,6 +88,9 @@ class Level:
     bits: int
     manual: str
     shapes: tuple[Shape, ...]
+
+    def __repr__(self) -> str:
+        return f"<Level {self.name}>"
 
     @property
     def large(self) -> bool:
@@ -129,6 +135,9 @@ class PagingFormat:
     levels: tuple[Level, ...]
     flags: tuple[EntryFlag, ...]
     sign_extended: bool
+
+    def __repr__(self) -> str:
+        return f"<PagingFormat {self.name}>"
 
     @property
     def page_size(self) -> int:

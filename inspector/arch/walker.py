@@ -35,6 +35,9 @@ class WalkStep:
     shape: Shape | None
     target: PhysAddr | None
 
+    def __repr__(self) -> str:
+        return f"{self.level.name}[{self.index}]={self.entry:#x}"
+
     @property
     def leaf(self) -> bool:
         """Does the entry map memory, rather than lead to a table?"""
@@ -70,6 +73,10 @@ class Walk:
     phys: PhysAddr | None
     page_size: int | None
     fault: WalkFault | None
+
+    def __repr__(self) -> str:
+        end = f"{self.phys:#x}" if self.phys is not None else self.fault.what if self.fault else "nothing"
+        return f"<Walk {self.va:#x}: {' '.join(map(repr, self.steps))} -> {end}>"
 
     @property
     def leaf(self) -> WalkStep | None:

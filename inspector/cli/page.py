@@ -189,7 +189,7 @@ def _rows(frame: Frame) -> list[tuple[str, str]]:
         block += f", which begins at PFN {page.head} ({page.head:#x})"
     return [
         ("state", f"{frame.state.name.lower().replace('_', ' ')}, {zone}"),
-        ("owner", f"{page.owner.name.lower().replace('_', ' ')}{label}"),
+        ("owner", f"{page.owner.words}{label}"),
         ("charged to", _charge(page)),
         ("flags", f"{page.flags:#018x}  {' '.join(page.flag_names) or 'none that has a name'}"),
         ("refcount", str(page.refcount)),

@@ -174,7 +174,7 @@ def _owners(report: Report) -> RenderableType:
             named = [(label, n) for label, n in report.owners.by_label(owner).items() if label]
             most = ", ".join(f"{label} {n}" for label, n in named[:_NAMED])
             size = format_size(count * report.page_size)
-            table.add_row(owner.name.lower().replace("_", " "), str(count), size, guest_text(most, "dim"))
+            table.add_row(owner.words, str(count), size, guest_text(most, "dim"))
     return table
 
 

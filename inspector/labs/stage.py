@@ -87,6 +87,14 @@ class Stage:
         self._loaded.append(name)
         return module
 
+    def unload(self, name: str) -> None:
+        """Unload it before the end."""
+        try:
+            self.guest.unload_module(name)
+        except MachineError as error:
+            raise LabFailed(str(error)) from error
+        self._loaded.remove(name)
+
     def log(self, pattern: str) -> list[re.Match[str]]:
         """The lines that the kernel has logged since the lab began in which a pattern is found."""
         text = self.guest.run(f"dmesg | sed '1,/{self._mark}/d'").check().stdout
@@ -137,7 +145,7 @@ class Stage:
             page = self.guest.page(pfn)
         except NoSuchFrame:
             return None
-        owner = page.owner.name.lower().replace("_", " ")
+        owner = page.owner.words
         return Frame(
             pfn=pfn,
             phys=PhysAddr(pfn * self.page_size),

@@ -38,6 +38,11 @@ class Owner(IntEnum):
     UNMARKED = 21  # allocated, and nothing that the kernel keeps says by whom
     MARKED = 22  # the kernel's, and its page_type, what moves it or a symbol says what for
 
+    @property
+    def words(self) -> str:
+        """The name as it is read: `page cache`."""
+        return self.name.lower().replace("_", " ")
+
 
 FRAME = np.dtype(
     [
