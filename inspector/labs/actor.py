@@ -168,6 +168,10 @@ class Actor:
         """munmap() so many pages."""
         self.ask(f"unmap {va:#x} {pages}")
 
+    def thin(self, va: int, pages: int) -> None:
+        """Give every other one of so many pages back."""
+        self.ask(f"thin {va:#x} {pages}")
+
     def lock(self, va: int, pages: int) -> None:
         """mlock() so many pages."""
         self.ask(f"lock {va:#x} {pages}")

@@ -24,6 +24,7 @@ static const char usage[] =
 	"  smaps PLACE                                 the mapping's numbers in /proc/self/smaps, in KiB\n"
 	"  protect PLACE N none|r|rw|rx                mprotect\n"
 	"  advise PLACE N normal|cold|free|drop|pageout|thp|nothp    madvise\n"
+	"  thin PLACE N                                give every other page back: madvise DONTNEED\n"
 	"  lock PLACE N | unlock PLACE N | sync PLACE N | unmap PLACE N    mlock, munlock, msync, munmap\n"
 	"  peek PLACE BYTES | poke PLACE HEX           what is in memory there\n"
 	"  open NAME PATH | close NAME                 a device's file\n"
@@ -288,6 +289,15 @@ static int advise(char *start, size_t size, const char *word)
 	return printf("error unknown advice %s\n", word);
 }
 
+static int thin(char *start, size_t pages)
+{
+	for (size_t i = 0; i < pages; i += 2)
+		if (madvise(start + i * PAGE, PAGE, MADV_DONTNEED))
+			return refuse("madvise");
+	settle();
+	return printf("ok\n");
+}
+
 static int protect(char *start, size_t size, const char *word)
 {
 	int prot = PROT_NONE;
@@ -459,6 +469,8 @@ static int act(char *line)
 		return peek(start, strtoul(words[2], NULL, 0));
 	if (!strcmp(words[0], "poke") && n > 2)
 		return poke(start, words[2]);
+	if (!strcmp(words[0], "thin"))
+		return thin(start, size / PAGE);
 	if (!strcmp(words[0], "lock"))
 		return mlock(start, size) ? refuse("mlock") : printf("ok\n");
 	if (!strcmp(words[0], "unlock"))

@@ -267,20 +267,27 @@ static int edu_take(struct edu_buffer *buffer, const struct edu_wish *wish)
 	return 0;
 }
 
-static int edu_move(struct edu_buffer *buffer, bool to_ram)
+/* Hand the buffer to the device, or take it back. */
+static int edu_sync(struct edu_buffer *buffer, bool to_device)
 {
 	struct device *device = &buffer->edu->pci->dev;
-	bool streaming = buffer->kind != EDU_COHERENT && buffer->kind != EDU_STALE;
-	int error;
 
 	if (!buffer->size)
 		return -ENXIO;
-	if (streaming)
+	if (buffer->kind == EDU_COHERENT || buffer->kind == EDU_STALE)
+		return 0;	/* one needs none, the other is no longer mapped */
+	if (to_device)
 		dma_sync_single_for_device(device, buffer->bus, buffer->size, DMA_BIDIRECTIONAL);
-	error = edu_transfer(buffer, to_ram);
-	if (streaming && !error)
+	else
 		dma_sync_single_for_cpu(device, buffer->bus, buffer->size, DMA_BIDIRECTIONAL);
-	return error;
+	return 0;
+}
+
+static int edu_move(struct edu_buffer *buffer, bool to_ram)
+{
+	int error = edu_sync(buffer, true);
+
+	return error ? error : edu_transfer(buffer, to_ram);
 }
 
 /* There and back, for whoever watches. The lock is let go of between two transfers. */
@@ -290,7 +297,7 @@ static int edu_repeat(struct edu_buffer *buffer, u32 times)
 
 	for (u64 i = 0; i < 2 * (u64)times && !error; i++) {
 		mutex_lock(&buffer->lock);
-		error = edu_move(buffer, i & 1);
+		error = edu_move(buffer, i & 1) ?: edu_sync(buffer, false);
 		mutex_unlock(&buffer->lock);
 		if (!error && signal_pending(current))
 			error = -EINTR;
@@ -321,7 +328,11 @@ static long edu_ioctl(struct file *file, unsigned int command, unsigned long arg
 	if (command == EDU_TAKE)
 		error = edu_take(buffer, &wish);
 	else if (command == EDU_SEND || command == EDU_RECEIVE)
-		error = edu_move(buffer, command == EDU_RECEIVE);
+		error = edu_move(buffer, command == EDU_RECEIVE) ?: edu_sync(buffer, false);
+	else if (command == EDU_WRITTEN)
+		error = edu_move(buffer, true);
+	else if (command == EDU_SYNC)
+		error = edu_sync(buffer, false);
 	mutex_unlock(&buffer->lock);
 	return error;
 }
