@@ -159,15 +159,16 @@ class Guest(Linux):
         self._check_runs()
         return self.machine.spawn(command)
 
-    def load_module(self, name: str, **parameters: guest_modules.Parameter) -> Module:
-        """Build a module of qemu_images/modules/ where it is not built yet, and load it; gives where it lies.
+    def load_module(self, module: str | Path, **parameters: guest_modules.Parameter) -> Module:
+        """Build a module where it is not built yet, and load it; gives where it lies.
 
-        Raises UsageError (no such module or parameter), SetupError (it cannot be built), MachineError with
-        the kernel's reason where it refuses, and as run().
+        `module` is the name of one in qemu_images/modules/, or a folder of your own with a Kbuild. Raises
+        UsageError (no such module or parameter), SetupError (it cannot be built), MachineError with the
+        kernel's reason where it refuses, and as run().
         """
         self._check_runs()
-        guest_modules.load(self.machine, self.kernel.release, name, parameters)
-        return next(module for module in self.modules() if module.name == name)
+        name = guest_modules.load(self.machine, self.kernel.release, module, parameters)
+        return next(found for found in self.modules() if found.name == name)
 
     def unload_module(self, name: str) -> None:
         """Unload a module. Raises MachineError where it is in use or not loaded, and as run()."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 from inspector import images
 from inspector.errors import MachineError, UsageError
@@ -25,17 +26,17 @@ _ALWAYS = ("loading out-of-tree module", "module verification failed", "taints k
 def load(
     machine: Machine,
     release: str,
-    name: str,
+    module: str | Path,
     parameters: Mapping[str, Parameter],
     reporter: Reporter = SILENT,
-) -> None:
-    """Load qemu_images/modules/NAME into a guest whose kernel has that release.
+) -> str:
+    """Load a module, see images.build_module(), into a guest whose kernel has that release; gives its name.
 
     Raises UsageError (no such module or parameter), SetupError (it cannot be built here), MachineError with
     the kernel's reason where it refuses.
     """
-    built = images.build_module(images.cached_kernel(release), name, reporter)
-    known = images.parameters(built)
+    built = images.build_module(images.cached_kernel(release), module, reporter)
+    name, known = built.stem, images.parameters(built)
     for parameter in parameters:
         if parameter not in known:  # the kernel itself would only ignore it, in its log
             raise UsageError(f"{name} has no parameter {parameter!r}; it has {', '.join(known) or 'none'}")
@@ -50,6 +51,7 @@ def load(
     )
     if done.returncode:
         raise MachineError(f"the guest's kernel refuses {name}: {_reason(done.stdout, done.stderr)}")
+    return name.replace("-", "_")  # as the kernel calls it: modpost's KBUILD_MODNAME
 
 
 def unload(machine: Machine, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Kernel modules of our own, built against a guest kernel's own headers and kept by what went into them."""
+"""Kernel modules, ours and the user's, built against a guest kernel's headers and kept by their contents."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def module_names() -> list[str]:
     return sorted(path.parent.name for path in (source_dir() / "modules").glob("*/Kbuild"))
 
 
-def build_module(kernel: KernelFiles, name: str, reporter: Reporter = SILENT) -> Path:
+def build_module(kernel: KernelFiles, module: str | Path, reporter: Reporter = SILENT) -> Path:
     """NAME.ko for a kernel, built when its sources have changed, from the cache otherwise.
 
-    It carries BTF, no DWARF; beside it lies kbuild's own `build.log`, with the warnings of W=1. Raises
-    UsageError for an unknown name, SetupError when a tool is missing, ImageError when it cannot be built.
+    `module` is the name of one of ours, or a folder with a Kbuild of the user's that makes one module. It
+    carries BTF, no DWARF; beside it lies kbuild's own `build.log`, with the warnings of W=1. Raises
+    UsageError for an unknown name or folder, SetupError when a tool is missing, ImageError when it cannot be
+    built.
     """
-    sources = _sources(name)
+    name, sources = _named(module) if isinstance(module, Path) else (module, _sources(module))
     compiler = _compiler(kernel)
     folder = cache_dir() / "modules"
     place = folder / f"{name}-{_key(kernel, sources, compiler)}"
@@ -65,6 +67,17 @@ def _sources(name: str) -> list[Path]:
         raise UsageError(f"no module named {name!r}; known are {', '.join(known)}")
     folder = source_dir() / "modules" / name  # not all that lies there: somebody may have run kbuild in it
     return [folder / "Kbuild", *sorted(folder.glob("*.[ch]"))]
+
+
+def _named(folder: Path) -> tuple[str, list[Path]]:
+    """The one module that a folder's Kbuild makes, and its sources."""
+    build = next((folder / name for name in ("Kbuild", "Makefile") if (folder / name).is_file()), None)
+    if build is None:
+        raise UsageError(f"no module in {folder}: it has no Kbuild, which says `obj-m := NAME.o`")
+    made = re.findall(r"^obj-m\s*[:+]?=\s*([\w-]+)\.o\s*$", build.read_text(), re.MULTILINE)
+    if len(made) != 1:
+        raise UsageError(f"{build} is to make one module, and says `obj-m := NAME.o` {len(made)} times")
+    return made[0], [build, *sorted(path for path in folder.iterdir() if path.suffix in (".c", ".h", ".S"))]
 
 
 def _key(kernel: KernelFiles, sources: list[Path], compiler: str) -> str:

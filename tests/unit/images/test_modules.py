@@ -72,6 +72,17 @@ def test_parameters(sources: Path) -> None:
     assert parameters(build_module(KERNEL, "toy")) == ["answer"]
 
 
+def test_a_folder_of_the_users(sources: Path, tmp_path: Path) -> None:
+    folder = sources.rename(tmp_path / "anywhere")
+    assert build_module(KERNEL, folder).name == "toy.ko"
+    for text, words in (("", "0 times"), ("obj-m := a.o\nobj-m += b.o\n", "2 times")):
+        (folder / "Kbuild").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            build_module(KERNEL, folder)
+    with pytest.raises(UsageError, match="no Kbuild"):
+        build_module(KERNEL, tmp_path)
+
+
 def test_built_once(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_module(KERNEL, "toy")
     monkeypatch.setattr(modules, "fetch_headers", lambda *_: pytest.fail("a built module needs no headers"))
