@@ -19,6 +19,7 @@ The tree, and what each stands for:
     │   ├── NoSuchType
     │   ├── NoSuchField
     │   └── BadFormat               kallsyms, BTF, VMCOREINFO or ELF data that cannot be read
+    ├── BadSnapshot                 a file that holds no snapshot, or a damaged one
     ├── LabFailed                   a lab's premise is missing: the lab ends, and kmi exits 1
     └── KernelError                 Linux objects
         ├── NoSuchTask
@@ -106,6 +107,10 @@ class NoSuchField(SymbolsError):
 
 class BadFormat(SymbolsError):
     """Kallsyms, BTF, VMCOREINFO or ELF data that cannot be read."""
+
+
+class BadSnapshot(InspectorError):
+    """A file that holds no snapshot, or a damaged one."""
 
 
 class LabFailed(InspectorError):

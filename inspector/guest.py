@@ -21,6 +21,7 @@ from inspector.kernel.tasks import Task
 from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
+from inspector.snapshots import Snapshot, take
 from inspector.symbols import Kernel
 from inspector.trace import AllocationTrace, FaultKind, FaultTrace
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
@@ -227,6 +228,12 @@ class Guest(Linux):
         return AllocationTrace(
             self.kernel, self.machine, target, pfn=pfn, limit=limit, children=children, step=step
         )
+
+    # All of it
+
+    def snapshot(self) -> Snapshot:
+        """All of memory at one moment, as plain data: to compare, and to save. Raises CorruptGuest."""
+        return take(self)
 
     # Names
 

@@ -1,0 +1,294 @@
+"""What changed hands between two snapshots: frames, tasks, slab objects, areas, modules, mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import UsageError
+from inspector.kernel.owners import Owner
+from inspector.kernel.vmalloc import BUSY
+from inspector.snapshots import leaks, telling
+from inspector.snapshots.leaks import Leaks
+from inspector.snapshots.records import (
+    AreaChange,
+    Balance,
+    CacheChange,
+    Handover,
+    Holder,
+    ModuleChange,
+    SpaceChange,
+    TaskChange,
+    ZoneChange,
+)
+from inspector.units import VirtAddr
+
+if TYPE_CHECKING:
+    from inspector.snapshots.snapshot import Snapshot, TaskState
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diff:
+    """What one snapshot has that an earlier one has not, and the other way round.
+
+    `pfns` (u8, sorted) are the frames that have another holder; `was` and `now` (u4) say which, as indices
+    into `holders`. `balances` are the holders that gained or lost frames, the largest growth first. A task
+    that changed its name is the same holder still. `seconds` lie between the two; `stack_callers` are the
+    vmalloc callers that kernel stacks come from. `str()` is a text for a person.
+    """
+
+    seconds: float
+    page_size: int
+    holders: tuple[Holder, ...]
+    pfns: NDArray[np.uint64]
+    was: NDArray[np.uint32]
+    now: NDArray[np.uint32]
+    balances: tuple[Balance, ...]
+    tasks: tuple[TaskChange, ...]
+    caches: tuple[CacheChange, ...]
+    areas: tuple[AreaChange, ...]
+    modules: tuple[ModuleChange, ...]
+    spaces: tuple[SpaceChange, ...]
+    zones: tuple[ZoneChange, ...]
+    stack_callers: frozenset[str]
+
+    def __str__(self) -> str:
+        return telling.text(self)
+
+    def __bool__(self) -> bool:
+        """Whether anything changed."""
+        return bool(self.balances or self.tasks or self.caches or self.areas or self.modules or self.spaces)
+
+    @property
+    def net(self) -> int:
+        """Frames more in use than before."""
+        return sum(balance.net for balance in self.balances if balance.holder.used)
+
+    def balance(self, owner: Owner, label: str | None = None) -> Balance:
+        """What a holder gained and lost; without a label, all of a class, frames within the class aside."""
+        if label is not None:
+            holder = Holder(owner, label)
+            found = next((each for each in self.balances if each.holder == holder), None)
+            return found or Balance(holder, 0, 0, 0, 0)
+        of_class = np.array([holder.owner == owner for holder in self.holders], np.bool_)
+        was, now = of_class[self.was], of_class[self.now]
+        mine = [each for each in self.balances if each.holder.owner == owner]
+        return Balance(
+            Holder(owner),
+            before=sum(each.before for each in mine),
+            after=sum(each.after for each in mine),
+            gained=int(np.count_nonzero(now & ~was)),
+            lost=int(np.count_nonzero(was & ~now)),
+        )
+
+    def handovers(self) -> list[Handover]:
+        """The frames that changed hands by who had them and who has them, most first."""
+        keys = self.was.astype(np.uint64) * np.uint64(len(self.holders)) + self.now
+        order = np.argsort(keys, kind="stable")
+        edges = np.flatnonzero(np.diff(keys[order])) + 1
+        found = [
+            Handover(
+                self.holders[int(self.was[part[0]])], self.holders[int(self.now[part[0]])], self.pfns[part]
+            )
+            for part in np.split(order, edges)
+            if len(part)
+        ]
+        return sorted(found, key=lambda each: -len(each.pfns))
+
+    def gained(self, holder: Holder) -> NDArray[np.uint64]:
+        """The PFNs that a holder has and had not."""
+        return self._pfns(self.now, holder)
+
+    def lost(self, holder: Holder) -> NDArray[np.uint64]:
+        """The PFNs that a holder had and has no more."""
+        return self._pfns(self.was, holder)
+
+    def _pfns(self, side: NDArray[np.uint32], holder: Holder) -> NDArray[np.uint64]:
+        if holder not in self.holders:
+            return np.empty(0, np.uint64)
+        found: NDArray[np.uint64] = self.pfns[side == self.holders.index(holder)]
+        return found
+
+    def leaked(self, *, frames: int = 0, objects: int = 0, ignore: Collection[Owner] = leaks.KEPT) -> Leaks:
+        """What is in use and was not, without what the kernel keeps to be quick: see Leaks for the rule.
+
+        A holder may have so many more `frames`, a slab cache so many more `objects`, before it is told.
+        """
+        return leaks.leaked(self, frames, objects, ignore)
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return telling.as_data(self)
+
+
+def diff(before: Snapshot, after: Snapshot) -> Diff:
+    """What changed between two snapshots of one guest. Raises UsageError where they are of two."""
+    for what in ("build_id", "kaslr_offset", "page_size"):
+        if getattr(before, what) != getattr(after, what):
+            whose = " and ".join(f"{each.release} at {each.kaslr_offset:#x}" for each in (before, after))
+            raise UsageError(f"these snapshots are of two guests, or of two boots of one: {whose}")
+    numbers: dict[Holder, int] = {}
+    was, now = _numbered(before, numbers, _renamed(before, after)), _numbered(after, numbers, {})
+    none = numbers.setdefault(Holder(Owner.NO_PAGE), len(numbers))
+    end = max(len(was), len(now))
+    was, now = (np.pad(side, (0, end - len(side)), constant_values=none) for side in (was, now))
+    pfns = np.flatnonzero(was != now)
+    holders = tuple(numbers)
+    return Diff(
+        seconds=after.taken - before.taken,
+        page_size=after.page_size,
+        holders=holders,
+        pfns=pfns.astype(np.uint64),
+        was=was[pfns],
+        now=now[pfns],
+        balances=_balances(holders, was, now, pfns),
+        tasks=_tasks(before.tasks, after.tasks),
+        caches=_caches(before, after),
+        areas=_areas(before, after),
+        modules=_modules(before, after),
+        spaces=tuple(_spaces(before, after)),
+        zones=_zones(before, after),
+        stack_callers=_stack_callers(before) | _stack_callers(after),
+    )
+
+
+def _renamed(before: Snapshot, after: Snapshot) -> dict[str, str]:
+    """The new label of each task that changed its name: exec() is no handover."""
+    now = {(task.pid, task.address): task for task in after.tasks}
+    pairs = ((task, now.get((task.pid, task.address))) for task in before.tasks)
+    return {was.label: task.label for was, task in pairs if task and task.comm != was.comm}
+
+
+def _numbered(snapshot: Snapshot, numbers: dict[Holder, int], renamed: dict[str, str]) -> NDArray[np.uint32]:
+    """The number of each frame's holder; holders that have none yet are given theirs."""
+    frames, width = snapshot.frames, len(snapshot.labels)
+    keys = frames["owner"].astype(np.int64) * width + frames["detail"]
+    table = np.zeros(len(Owner) * width, np.uint32)
+    for key in np.flatnonzero(np.bincount(keys, minlength=len(table))).tolist():
+        owner, detail = divmod(key, width)
+        label = _relabelled(snapshot.labels[detail], renamed)
+        table[key] = numbers.setdefault(Holder(Owner(owner), label), len(numbers))
+    found: NDArray[np.uint32] = table[keys]
+    return found
+
+
+def _relabelled(label: str, renamed: dict[str, str]) -> str:
+    """A label by the task's new name: it may have more before it, as `PTE table, sh (7)`."""
+    found = next((old for old in renamed if label.endswith(old)), None)
+    rest = label.removesuffix(found) if found else ""
+    return rest + renamed[found] if found and (not rest or rest.endswith(" ")) else label
+
+
+def _balances(
+    holders: tuple[Holder, ...], was: NDArray[np.uint32], now: NDArray[np.uint32], pfns: NDArray[np.int64]
+) -> tuple[Balance, ...]:
+    sides = (was, now, now[pfns], was[pfns])
+    columns = (np.bincount(side, minlength=len(holders)).tolist() for side in sides)
+    found = [
+        Balance(holder, *counts)
+        for holder, *counts in zip(holders, *columns, strict=True)
+        if counts[2] or counts[3]
+    ]
+    return tuple(sorted(found, key=lambda each: (-each.net, -each.gained, str(each.holder))))
+
+
+def _paired(
+    before: Iterable[_T], after: Iterable[_T], key: Callable[[_T], Hashable]
+) -> list[tuple[_T | None, _T | None]]:
+    """Each thing as it was and as it is; None where it was not, or is not."""
+    was, now = ({key(each): each for each in side} for side in (before, after))
+    return [(was.get(name), now.get(name)) for name in dict.fromkeys((*was, *now))]
+
+
+def _tasks(before: Sequence[TaskState], after: Sequence[TaskState]) -> tuple[TaskChange, ...]:
+    def memory(task: TaskState) -> tuple[Any, ...]:
+        counts = (task.rss_anon, task.rss_file, task.rss_shmem, task.swap_entries)
+        return (*counts, task.pgtables_bytes, task.total_vm, task.comm, task.mm)
+
+    pairs = _paired(before, after, lambda task: (task.pid, task.address))
+    found = [TaskChange(*pair) for pair in pairs if not all(pair) or len({memory(t) for t in pair if t}) > 1]
+    return tuple(sorted(found, key=lambda each: (-each.rss, each.task.pid)))
+
+
+def _caches(before: Snapshot, after: Snapshot) -> tuple[CacheChange, ...]:
+    pairs = _paired(before.caches, after.caches, lambda cache: cache.name)
+    found = [CacheChange(*pair) for pair in pairs]
+    changed = [each for each in found if each.objects or each.slabs or not (each.before and each.after)]
+    return tuple(
+        sorted(changed, key=lambda each: (-each.objects * each.cache.size, -each.slabs, each.cache.name))
+    )
+
+
+def _areas(before: Snapshot, after: Snapshot) -> tuple[AreaChange, ...]:
+    was, now = (
+        {(area.start, area.end, area.caller): area for area in side.areas if area.kind == BUSY}
+        for side in (before, after)
+    )
+    came = (AreaChange(area, True) for key, area in now.items() if key not in was)
+    went = (AreaChange(area, False) for key, area in was.items() if key not in now)
+    return (*came, *went)
+
+
+def _modules(before: Snapshot, after: Snapshot) -> tuple[ModuleChange, ...]:
+    pairs = _paired(before.modules, after.modules, lambda module: (module.name, module.address))
+    came = (ModuleChange(now, True) for was, now in pairs if now and not was)
+    went = (ModuleChange(was, False) for was, now in pairs if was and not now)
+    return (*came, *went)
+
+
+def _spaces(before: Snapshot, after: Snapshot) -> Iterable[SpaceChange]:
+    def spaces(side: Snapshot) -> dict[VirtAddr, tuple[TaskState, NDArray[np.void]]]:
+        indices = np.arange(len(side.tasks) + 1)
+        edges = np.searchsorted(side.mappings["owner"], indices).tolist()
+        return {
+            task.mm: (task, side.mappings[edges[index] : edges[index + 1]])
+            for index, task in enumerate(side.tasks)
+            if edges[index] < edges[index + 1]
+        }
+
+    was, now = spaces(before), spaces(after)
+    for mm in dict.fromkeys((*was, *now)):
+        task = (now.get(mm) or was[mm])[0]
+        old = was[mm][1] if mm in was else before.mappings[:0]
+        new = now[mm][1] if mm in now else after.mappings[:0]
+        gained, lost = new[~_among(new, old)], old[~_among(old, new)]
+        if len(gained) or len(lost):
+            yield SpaceChange(task, gained, lost)
+
+
+def _among(rows: NDArray[np.void], others: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which rows, by address, have their equal among the others: frame, size and rights."""
+    if not len(others):
+        return np.zeros(len(rows), np.bool_)
+    places = np.minimum(np.searchsorted(others["va"], rows["va"]), len(others) - 1)
+    same = np.ones(len(rows), np.bool_)
+    for name in ("va", "pa", "size", "rights"):
+        same &= rows[name] == others[name][places]
+    return same
+
+
+def _zones(before: Snapshot, after: Snapshot) -> tuple[ZoneChange, ...]:
+    pairs = _paired(before.zones, after.zones, lambda zone: (zone.node, zone.name))
+    return tuple(
+        ZoneChange(now.node, now.name, was.free, now.free)
+        for was, now in pairs
+        if was and now and was.free != now.free
+    )
+
+
+def _stack_callers(snapshot: Snapshot) -> frozenset[str]:
+    """The callers of the areas that hold tasks' kernel stacks; none where stacks are not in vmalloc."""
+    busy = [area for area in snapshot.areas if area.kind == BUSY and area.caller]
+    starts = np.array([area.start for area in busy], np.uint64)
+    stacks = np.array([task.stack for task in snapshot.tasks], np.uint64)
+    if not len(busy) or not len(stacks):
+        return frozenset()
+    places = np.searchsorted(starts, stacks, "right") - 1
+    pairs = zip(places.tolist(), stacks.tolist(), strict=True)
+    return frozenset(busy[place].caller for place, stack in pairs if place >= 0 and stack < busy[place].end)

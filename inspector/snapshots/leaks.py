@@ -1,0 +1,124 @@
+"""What a stretch of work left behind: memory in use after it that was not in use before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.kernel.owners import Owner
+from inspector.snapshots.records import Holder
+from inspector.units import format_size
+
+if TYPE_CHECKING:
+    from inspector.snapshots.diff import Diff
+
+KEPT = (Owner.PAGE_CACHE, Owner.SHMEM, Owner.SWAP_CACHE, Owner.PERCPU, Owner.HUGE_ZERO_PAGE)
+"""Owners whose memory is kept for the next who asks, or is a file's: no leak, unless asked for."""
+
+_KERNEL_TABLES = ", kernel"  # how owners.tables labels them
+_RUNS = 6  # of PFNs, in a text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leak:
+    """A holder that has more than it had: so many frames, or, for a slab cache, so many objects.
+
+    `pfns` are the frames that came to it, u8: as many as leaked, or more where others of its frames went. A
+    cache's objects may lie in slabs that it had before: then there are none.
+    """
+
+    holder: Holder
+    count: int
+    size: int
+    pfns: NDArray[np.uint64]
+
+    @property
+    def unit(self) -> str:
+        """What `count` counts: frames or objects; `size` is that of one, in bytes."""
+        return "object" if self.holder.owner == Owner.SLAB else "frame"
+
+    def __str__(self) -> str:
+        plural = "s" if self.count != 1 else ""
+        text = f"{self.count} {self.unit}{plural} ({format_size(self.count * self.size)}) of {self.holder}"
+        return text + (f": PFN {runs(self.pfns)}" if len(self.pfns) else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """What leaked between two snapshots; false where nothing did.
+
+    The rule: for each holder of frames that are in use, how many more it has; for each slab cache, how many
+    more objects are allocated. Left out is what the kernel keeps by design, and what may be given back:
+
+    - free frames, those on per-CPU lists too; free objects in slabs, on CPUs' freelists and in sheaves;
+    - files' pages, the swap cache, the huge zero page, the per-CPU allocator's memory (KEPT);
+    - slab caches that are shrunk when memory is short (SLAB_RECLAIM_ACCOUNT): dentries, inodes;
+    - the kernel's own page tables, which are never given back;
+    - the kernel stacks of tasks that are gone, of which each CPU keeps two for the next.
+
+    What is freed late, by RCU or by a worker, is in use till then: take the second snapshot anew, some
+    moments later, before a leak is believed. Memory of a task that is still there counts as its.
+    """
+
+    found: tuple[Leak, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all together."""
+        return sum(leak.count * leak.size for leak in self.found)
+
+    def __str__(self) -> str:
+        if not self.found:
+            return "nothing leaked"
+        return "\n".join([f"{format_size(self.nbytes)} leaked:", *(f"  {leak}" for leak in self.found)])
+
+
+def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> Leaks:
+    """The leaks of a diff: see Leaks for the rule."""
+
+    def kept(holder: Holder) -> bool:
+        return (
+            not holder.used
+            or holder.owner in ignore
+            or (holder.owner == Owner.PAGE_TABLE and holder.label.endswith(_KERNEL_TABLES))
+            or (holder.owner == Owner.VMALLOC and holder.label in diff.stack_callers)
+        )
+
+    found = [
+        Leak(each.holder, each.net, diff.page_size, diff.gained(each.holder))
+        for each in diff.balances
+        if each.holder.owner != Owner.SLAB and each.net > frames and not kept(each.holder)
+    ]
+    for change in diff.caches:
+        holder = Holder(Owner.SLAB, change.cache.name)
+        if change.objects > objects and not change.cache.reclaimable and not kept(holder):
+            found.append(Leak(holder, change.objects, change.cache.size, diff.gained(holder)))
+    return Leaks(tuple(sorted(found, key=lambda leak: -leak.count * leak.size)))
+
+
+def runs(pfns: NDArray[np.uint64], most: int = _RUNS) -> str:
+    """Sorted PFNs as a person reads them: `0x1a0-0x1a3, 0x200, ...`."""
+    found = pfn_runs(pfns)
+    texts = (f"{first:#x}" + (f"-{first + count - 1:#x}" if count > 1 else "") for first, count in found)
+    return ", ".join(islice(texts, most)) + (
+        f", and {len(found) - most} more runs" if len(found) > most else ""
+    )
+
+
+def pfn_runs(pfns: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """The runs of sorted PFNs: each one's first and how many."""
+    breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
+    firsts = np.concatenate(([0], breaks)).astype(np.int64) if len(pfns) else breaks
+    counts = np.diff(np.append(firsts, len(pfns)))
+    return list(zip(pfns[firsts].tolist(), counts.tolist(), strict=True))
