@@ -14,6 +14,7 @@ from inspector.kernel import (
     cma,
     devices,
     dma,
+    dma_buffers,
     ksyms,
     memcg,
     meminfo,
@@ -25,6 +26,7 @@ from inspector.kernel import (
     slab_objects,
     slabs,
     swap,
+    swiotlb,
     tasks,
     vmalloc,
     vmstat,
@@ -32,7 +34,8 @@ from inspector.kernel import (
 )
 from inspector.kernel.cma import CmaArea
 from inspector.kernel.devices import PciDevice
-from inspector.kernel.dma import BounceBuffer, DmaPool
+from inspector.kernel.dma import DmaPool
+from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import Module
@@ -43,6 +46,7 @@ from inspector.kernel.rmap import Alias, ReverseMap
 from inspector.kernel.slab_objects import SlabObject
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.swap import SwapArea
+from inspector.kernel.swiotlb import BounceBuffer, Swiotlb
 from inspector.kernel.tasks import Task
 from inspector.kernel.vmalloc import VmallocArea
 from inspector.kernel.zones import Zone
@@ -180,10 +184,20 @@ class Linux:
         with self.still():
             return dma.device_pools(self.kernel)
 
+    def dma_buffers(self) -> list[DmaBuffer]:
+        """Every buffer for DMA that the kernel or a known driver keeps books of. Raises CorruptGuest."""
+        with self.still():
+            return dma_buffers.dma_buffers(self.kernel)
+
     def bounce_buffer(self) -> BounceBuffer | None:
         """Swiotlb's memory; None where the kernel has taken none."""
         with self.still():
-            return dma.bounce_buffer(self.kernel)
+            return swiotlb.bounce_buffer(self.kernel)
+
+    def swiotlb(self) -> Swiotlb | None:
+        """Swiotlb's memory and every mapping in it; None where the kernel has taken none."""
+        with self.still():
+            return swiotlb.swiotlb(self.kernel)
 
     def memory_groups(self) -> list[MemoryGroup]:
         """Every memory cgroup, with what is charged to it. Raises CorruptGuest."""

@@ -13,6 +13,9 @@ PhysAddr = NewType("PhysAddr", int)
 VirtAddr = NewType("VirtAddr", int)
 """A guest-virtual address, in bytes, as an unsigned number (C: unsigned long)."""
 
+BusAddr = NewType("BusAddr", int)
+"""An address as a device is told it, in bytes (C: dma_addr_t): physical, unless an IOMMU stands between."""
+
 Pfn = NewType("Pfn", int)
 """A page frame number: a physical address divided by the page size (C: unsigned long)."""
 

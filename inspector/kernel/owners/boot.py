@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from inspector.errors import InspectorError
-from inspector.kernel.dma import bounce_buffer
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.resources import iomem
+from inspector.kernel.swiotlb import bounce_buffer
 from inspector.kernel.zones import nodes
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr

@@ -24,6 +24,7 @@ from inspector.kernel import (
     slab_objects,
     slabs,
     swap,
+    swiotlb,
     tasks,
     vmalloc,
     vmstat,
@@ -139,7 +140,7 @@ def _modules(_: Recording, kernel: Kernel, rng: random.Random) -> None:
 
 def _small(_: Recording, kernel: Kernel, rng: random.Random) -> None:
     _show(resources.iomem(kernel), swap.areas(kernel), cma.cma_areas(kernel), dma.device_pools(kernel))
-    _show(dma.atomic_pools(kernel), dma.bounce_buffer(kernel), cpus.idle_tasks(kernel))
+    _show(dma.atomic_pools(kernel), swiotlb.swiotlb(kernel), cpus.idle_tasks(kernel))
     for cpu in kernel.online_cpus():
         cpus.current_task(kernel, cpu).text("comm")
 

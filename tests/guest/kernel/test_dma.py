@@ -42,7 +42,7 @@ def test_atomic_pools(dma_guest: Guest) -> None:
 def test_bounce_buffer(dma_guest: Guest) -> None:
     debug = "/sys/kernel/debug/swiotlb"
     slots, used = (int(dma_guest.run(f"cat {debug}/io_tlb_{name}").stdout) for name in ("nslabs", "used"))
-    buffer = dma.bounce_buffer(dma_guest.kernel)
+    buffer = dma_guest.bounce_buffer()
     assert buffer is not None
     assert (buffer.slots, buffer.used) == (slots, used)
     assert buffer.end - buffer.start == slots * 2048

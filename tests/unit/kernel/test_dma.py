@@ -12,6 +12,7 @@ from inspector.units import VirtAddr
 
 KSET, DEVICE, POOL, PAGES = 0x4100, 0x5000, 0x6000, (0x7000, 0x7100)
 VECTORS = (0x9000, 0xA000)
+BUSES = (0x109000, 0x10A000)  # as behind an IOMMU
 U32, U64 = Type(Kind.INT, "unsigned int", 4, 6), Type(Kind.INT, "unsigned long", 8, 1)
 LIST = Type(Kind.STRUCT, "list_head", 16, 3)
 CHARS = Type(Kind.ARRAY, "", 32, 8, target=Type(Kind.INT, "char", 1, 9), count=32)
@@ -40,7 +41,12 @@ def declare(tiny: Any, old: bool) -> None:
         ),
         "dma_page": (
             64,
-            (Member("page_list", LIST, 0), Member("vaddr", U64, 128), Member("in_use", U32, 192)),
+            (
+                Member("page_list", LIST, 0),
+                Member("vaddr", U64, 128),
+                Member("in_use", U32, 192),
+                Member("dma", U64, 256),
+            ),
         ),
     }
     tiny.types._structs |= structs
@@ -59,12 +65,13 @@ def test_pools(tiny: Any, old: bool) -> None:
     first, second = PAGES
     tiny.put(POOL, first, second, 256, 4096, DEVICE + 64, DEVICE + 64, 0, 32, 5)
     tiny.ram[POOL + 80 : POOL + 89] = b"prp list\0"
-    tiny.put(first, second, POOL, VECTORS[0], 2)
-    tiny.put(second, POOL, first, VECTORS[1], 3)
+    tiny.put(first, second, POOL, VECTORS[0], 2, BUSES[0])
+    tiny.put(second, POOL, first, VECTORS[1], 3, BUSES[1])
     (pool,) = dma.device_pools(tiny)
     assert (pool.device, pool.name, pool.size, pool.allocation) == ("0000:00:04.0", "prp list", 256, 4096)
     assert (pool.blocks, pool.used) == (32, 5)
-    assert pool.pages == VECTORS
+    assert (pool.pages, pool.addresses) == (VECTORS, VECTORS)  # mapped one to one here
+    assert pool.buses == BUSES
 
 
 def test_a_device_without_pools(tiny: Any) -> None:
