@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ class AddressSpace:
     (gather, large read and array, scan) look at the tables each time.
     """
 
+    on_walk: ClassVar[Callable[[Walk], None] | None] = None
+    """Hears of each walk() that is asked for: a test's report shows the last."""
+
     def __init__(self, memory: PhysicalMemory, format: PagingFormat, root: PhysAddr) -> None:
         self.memory = memory
         self.format = format
@@ -43,7 +47,10 @@ class AddressSpace:
 
     def walk(self, va: VirtAddr) -> Walk:
         """Follow an address level by level; a fault is an answer."""
-        return walk(self.memory, self.format, self.root, va)
+        found = walk(self.memory, self.format, self.root, va)
+        if AddressSpace.on_walk:
+            AddressSpace.on_walk(found)
+        return found
 
     def translate(self, va: VirtAddr) -> PhysAddr | None:
         """The physical address, or None where there is no mapping (walk() says why)."""
@@ -158,7 +165,7 @@ class AddressSpace:
             if delta is not None:
                 break
         else:
-            found = self.walk(va)
+            found = walk(self.memory, self.format, self.root, va)
             if found.phys is None or found.page_size is None:
                 return None
             delta = found.phys - va
@@ -179,7 +186,7 @@ class AddressSpace:
         return PhysAddr(va + delta)
 
     def _fault(self, va: VirtAddr) -> PageFault:
-        found = self.walk(va)
+        found = walk(self.memory, self.format, self.root, va)
         why = found.fault.what if found.fault else "the entry changed while it was read"
         return PageFault(f"virtual address {va:#x} does not translate: {why}", found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +17,7 @@ from inspector.kernel.modules import Module
 from inspector.kernel.ptes import EntryUse
 from inspector.kernel.tasks import Task
 from inspector.kernel.vmas import Vma
+from inspector.kernlog import KernelLog
 from inspector.labs.actor import Access, Actor, Child
 from inspector.labs.story import (
     AliasesShown,
@@ -32,9 +32,7 @@ from inspector.labs.story import (
     PagesShown,
 )
 from inspector.trace import Fault
-from inspector.units import Pfn, PhysAddr, VirtAddr, printable
-
-_BAD = 1 << 5 | 1 << 7 | 1 << 9  # TAINT_BAD_PAGE, TAINT_DIE, TAINT_WARN (include/linux/panic.h)
+from inspector.units import Pfn, PhysAddr, VirtAddr
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,7 @@ class Stage:
         self.name = "program"  # what a story calls the actor
         self.page_size = guest.kernel.space.format.page_size
         self._loaded: list[str] = []
-        self._mark = f"kmi lab {lab.name} {uuid.uuid4().hex}"
-        guest.run(f"echo {self._mark} >/dev/kmsg")
-        self._tainted = self._taint()
+        self._log = KernelLog(guest)
         self.actor = Actor(guest, lab.prepare if prepare is None else prepare, lab.undo)
 
     def __enter__(self) -> Stage:
@@ -97,17 +93,12 @@ class Stage:
 
     def log(self, pattern: str) -> list[re.Match[str]]:
         """The lines that the kernel has logged since the lab began in which a pattern is found."""
-        text = self.guest.run(f"dmesg | sed '1,/{self._mark}/d'").check().stdout
-        return [found for line in text.splitlines() if (found := re.search(pattern, line))]
+        return self._log.find(pattern)
 
     def check_health(self) -> None:
         """Raises LabFailed where the kernel has warned or oopsed since the lab began."""
-        if self._taint() & ~self._tainted & _BAD:
-            (first, *_) = [*self.log("WARNING:|BUG:|Oops:|refcount_t:"), None]
-            raise LabFailed(f"the kernel complains: {printable(first.string) if first else 'see dmesg'}")
-
-    def _taint(self) -> int:
-        return int(self.guest.run("cat /proc/sys/kernel/tainted").check().stdout)
+        if complaint := self._log.complaint():
+            raise LabFailed(f"the kernel complains: {complaint}")
 
     def task(self, who: Actor | None = None) -> Task:
         """The actor's task, or its child's. Raises LabFailed where it is gone."""
