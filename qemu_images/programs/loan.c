@@ -6,14 +6,15 @@
 #include "../modules/lender/lender.h"
 
 static const char usage[] =
-	"usage: loan WAY PAGES [--account] [--movable] [--forget] [--read]\n"
+	"usage: loan WAY PAGES [--account] [--movable] [--forget] [--dontcopy] [--read]\n"
 	"Takes pages from /dev/lender, maps them and writes `loan page N` into each. Then prints its PID, the\n"
 	"mapping's address and size, and each page's entry in its pagemap, in hex.\n"
-	"  WAY        how the driver maps them: pfn, remap, page, pages, fault\n"
-	"  --account  charge them to this task's memory cgroup\n"
-	"  --movable  take movable pages\n"
-	"  --forget   let the driver leak them at the end\n"
-	"  --read     only read them\n"
+	"  WAY         how the driver maps them: pfn, remap, page, pages, fault\n"
+	"  --account   charge them to this task's memory cgroup\n"
+	"  --movable   take movable pages\n"
+	"  --forget    let the driver leak them at the end\n"
+	"  --dontcopy  have no child inherit the mapping\n"
+	"  --read      only read them\n"
 	"example: loan page 4 --account\n";
 
 static const char *const ways[] = { "pfn", "remap", "page", "pages", "fault" };
@@ -38,6 +39,8 @@ int main(int argc, char **argv)
 			wish.flags |= LENDER_MOVABLE;
 		else if (!strcmp(argv[i], "--forget"))
 			wish.flags |= LENDER_FORGET;
+		else if (!strcmp(argv[i], "--dontcopy"))
+			wish.flags |= LENDER_DONTCOPY;
 		else if (!strcmp(argv[i], "--read"))
 			only_read = 1;
 		else

@@ -13,6 +13,8 @@
  * - Pages come zeroed: whatever the kernel kept in them before is not for user space.
  * - mmap() checks offset and length, and takes shared mappings only: what would a private one's
  *   copy be of?
+ * - fork() copies the entries of VM_PFNMAP and VM_MIXEDMAP, and so lends to the child too; one who
+ *   does not want that says VM_DONTCOPY.
  * - User memory is read before the mutex is taken: that may fault and so take mmap_lock, which
  *   mmap() holds when it takes the mutex.
  *
@@ -207,6 +209,8 @@ static int lender_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 	mutex_lock(&loan->lock);
+	if (loan->flags & LENDER_DONTCOPY)
+		vm_flags_set(vma, VM_DONTCOPY);
 	error = lender_map_all(loan, vma);
 	mutex_unlock(&loan->lock);
 	return error;

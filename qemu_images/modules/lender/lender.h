@@ -19,7 +19,8 @@ enum lender_way {
 #define LENDER_ACCOUNT	0x1	/* __GFP_ACCOUNT: charge the memory cgroup of who takes */
 #define LENDER_MOVABLE	0x2	/* GFP_HIGHUSER_MOVABLE instead of GFP_KERNEL */
 #define LENDER_FORGET	0x4	/* never free them: a leak, for who wants to find one */
-#define LENDER_FLAGS	0x7
+#define LENDER_DONTCOPY	0x8	/* VM_DONTCOPY: no child has the mapping */
+#define LENDER_FLAGS	0xf
 
 struct lender_wish {
 	__u32 way;
