@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -25,20 +27,16 @@ def memory_rows(guest: Guest, drgn: Drgn | None, effort: Effort) -> list[Row]:
             _frames(guest, size, drgn, effort),
             _slab_objects(guest, size, drgn, effort),
             _reverse_map(guest, size, effort),
+            *_snapshots(guest, size, effort),
         ]
 
 
 def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
     memmap = MemMap(guest.kernel)
-    space = guest.kernel.space
     rows = guest.frames()
     took = seconds(guest.frames, effort.repeats)
 
-    def copy() -> None:
-        for first, end in memmap.runs:
-            space.array(memmap.address(first), (end - first) * memmap.struct_size).copy()
-
-    floor = seconds(copy, effort.repeats)
+    floor = _copying(guest, memmap, effort)
     count = sum(end - first for first, end in memmap.runs)
     note = (
         f"guest.frames(), owners and all, {took / floor:.1f} times the floor, a copy of mem_map; the peer "
@@ -51,6 +49,16 @@ def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
     if drgn.page_flags(pfns) != rows["flags"][pfns].tolist():
         raise KernelError(f"{NAME} reads other page flags than we do: one is wrong")
     return row.beside(len(pfns), seconds(lambda: drgn.page_flags(pfns), min(effort.repeats, 3)))
+
+
+def _copying(guest: Guest, memmap: MemMap, effort: Effort) -> float:
+    """The floor under all questions about every frame: a copy of mem_map."""
+
+    def copy() -> None:
+        for first, end in memmap.runs:
+            guest.kernel.space.array(memmap.address(first), (end - first) * memmap.struct_size).copy()
+
+    return seconds(copy, effort.repeats)
 
 
 def _slab_objects(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
@@ -81,3 +89,24 @@ def _reverse_map(guest: Guest, size: str, effort: Effort) -> Row:
     took = seconds(guest.reverse_map, effort.repeats)
     large = int(np.count_nonzero(rows["size"] > guest.kernel.space.format.page_size))
     return Row(f"reverse_map_{size}", rows.size, took, note=f"every leaf entry, {large} of large pages")
+
+
+def _snapshots(guest: Guest, size: str, effort: Effort) -> list[Row]:
+    """A snapshot of all memory, and what two of them differ in."""
+    floor = _copying(guest, MemMap(guest.kernel), effort)
+    taken = guest.snapshot()
+    took = seconds(guest.snapshot, effort.repeats)
+    again = guest.snapshot()
+    compared = seconds(lambda: again.diff(taken), effort.repeats)
+    with tempfile.TemporaryDirectory(prefix="kmi-bench-") as folder:
+        path = Path(folder) / "snapshot"
+        saved = seconds(lambda: taken.save(path), min(effort.repeats, 3))
+        on_disk = format_size(path.stat().st_size)
+    note = (
+        f"guest.snapshot(), {took / floor:.1f} times the floor, a copy of mem_map; "
+        f"{format_size(taken.nbytes)}, {on_disk} in a file, which takes {saved:.2f} s"
+    )
+    return [
+        Row(f"snapshot_{size}", len(taken.frames), took, floor_s=floor, note=note),
+        Row(f"snapshot_diff_{size}", len(taken.frames), compared, note="of two, a moment apart"),
+    ]

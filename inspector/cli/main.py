@@ -23,6 +23,7 @@ from inspector.cli.output import examples
 from inspector.cli.page import page
 from inspector.cli.report import report
 from inspector.cli.shell import shell
+from inspector.cli.snapshot import diff, snapshot
 from inspector.cli.tui import tui
 from inspector.cli.walk import walk
 from inspector.errors import InspectorError
@@ -80,7 +81,8 @@ def kmi() -> None:
     """
 
 
-for _command in (tui, report, walk, page, faults, allocations, lab, kernels, boot, shell, bench):
+_LOOKING = (tui, report, walk, page, faults, allocations, snapshot, diff)
+for _command in (*_LOOKING, lab, kernels, boot, shell, bench):
     kmi.add_command(_command)
 
 

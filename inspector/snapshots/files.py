@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 def _made(kind: Any, value: Any) -> Any:
     """The value of a type out of JSON. Raises ValueError where it is of another."""
-    kind = getattr(kind, "__supertype__", kind)  # a NewType
+    named, kind = kind, getattr(kind, "__supertype__", kind)  # an address is a NewType
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         (given,) = (each for each in inside if each is not type(None))
@@ -168,6 +168,7 @@ def _made(kind: Any, value: Any) -> Any:
         return kind(**{each.name: _made(hints[each.name], given) for each, given in pairs})
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind or (kind is int and not -_LIMIT < value < _LIMIT):
-        raise ValueError(f"{value!r:.40} is not of type {kind.__name__}")
+    low = 0 if named is not kind else -_LIMIT
+    if type(value) is not kind or (kind is int and not low <= value < _LIMIT):
+        raise ValueError(f"{value!r:.40} is not of type {named.__name__}")
     return printable(value) if kind is str else value

@@ -43,15 +43,18 @@ def _parts(diff: Diff) -> Iterator[tuple[str, list[str]]]:
         [
             f"{each.net:>+8,} {signed_size(each.net * size):>10} {each.gained:>8,} {each.lost:>8,}"
             f"  {each.holder}"
-            for each in diff.balances
+            for each in sorted(diff.balances, key=lambda each: (-abs(each.net), -each.gained))
         ],
     )
     yield (
         f"{'Frames':>8}  From -> to",
         [f"{len(each.pfns):>8,}  {each.was} -> {each.now}" for each in diff.handovers()],
     )
-    yield "Tasks", [_task(each, size) for each in diff.tasks]
-    yield "Slab caches", [_cache(each) for each in diff.caches]
+    yield "Tasks", [_task(each, size) for each in sorted(diff.tasks, key=lambda each: -abs(each.rss))]
+    yield (
+        "Slab caches",
+        [_cache(each) for each in sorted(diff.caches, key=lambda each: -abs(each.objects * each.cache.size))],
+    )
     yield (
         "Vmalloc areas",
         [
@@ -87,9 +90,9 @@ def _kind(change: TaskChange | CacheChange) -> int:
 def _cache(change: CacheChange) -> str:
     cache, bytes_ = change.cache, change.objects * change.cache.size
     sign = "+-~"[_kind(change)]
-    slabs = f", {change.slabs:+,} slab{'s' if abs(change.slabs) != 1 else ''}" if change.slabs else ""
-    objects = f"{change.objects:+,} object{'s' if abs(change.objects) != 1 else ''}"
-    return f"  {sign} {signed_size(bytes_):>10}  {cache.name}: {objects}{slabs}"
+    counts = ((change.objects, "object"), (change.slabs, "slab"))
+    words = [f"{count:+,} {what}{'s' * (abs(count) != 1)}" for count, what in counts if count]
+    return f"  {sign} {signed_size(bytes_):>10}  {cache.name}: {', '.join(words) or 'empty'}"
 
 
 def _space(change: SpaceChange) -> str:
@@ -100,7 +103,7 @@ def _space(change: SpaceChange) -> str:
         if size
     ]
     who = f"{change.task.pid:>6} {change.task.name}"
-    return f"  ~ {signed_size(gained - lost):>10}  {who}: {', '.join(words)}"
+    return f"    {signed_size(gained - lost):>10}  {who}: {', '.join(words)}"
 
 
 def signed_size(count: int) -> str:

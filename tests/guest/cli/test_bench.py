@@ -11,18 +11,19 @@ pytestmark = pytest.mark.guest
 
 PAGES_IN_A_GIB = 262144
 SIZES = ("512M", "4G", "16G")
+WHOLE = ("frames", "slab_objects", "reverse_map", "snapshot", "snapshot_diff")
 
 
 def test_rows(host: Any) -> None:
     rows = {
         row["name"]: row for row in json.loads(host.run("bench", "--quick", "--no-peer", "--json").stdout)
     }
-    whole = [f"{what}_{size}" for size in SIZES for what in ("frames", "slab_objects", "reverse_map")]
+    whole = [f"{what}_{size}" for size in SIZES for what in WHOLE]
     assert list(rows) == [
         *("attach_cold_512M", "attach_cold_8G", "attach_warm_512M", "attach_warm_8G", "run_true"),
-        *whole[:3],
+        *whole[:5],
         *("trace_faults", "trace_stops"),
-        *whole[3:],
+        *whole[5:],
         *("mappings", "walk", "zones_and_buddy"),
     ]
     assert PAGES_IN_A_GIB <= rows["mappings"]["count"] < PAGES_IN_A_GIB + 1000
@@ -30,6 +31,7 @@ def test_rows(host: Any) -> None:
     assert all(row["ours_s"] > 0 for row in rows.values())
     assert "% against 512 MiB" in rows["attach_warm_8G"]["note"]
     assert [name for name, row in rows.items() if row["floor_s"]] == [
-        *("frames_512M", "trace_stops", "frames_4G", "frames_16G", "mappings"),
+        *("frames_512M", "snapshot_512M", "trace_stops"),
+        *("frames_4G", "snapshot_4G", "frames_16G", "snapshot_16G", "mappings"),
     ]
     host.assert_clean()

@@ -23,6 +23,8 @@ COMMANDS = (
     "page",
     "faults",
     "allocations",
+    "snapshot",
+    "diff",
     "lab",
     "kernels",
     "boot",
