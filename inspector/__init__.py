@@ -17,10 +17,10 @@ from inspector.errors import InspectorError
 
 if TYPE_CHECKING:
     from inspector.guest import Guest
-    from inspector.opening import attach, boot
+    from inspector.opening import attach, boot, open
 
 __version__ = "0.1.0"
-__all__ = ["Guest", "InspectorError", "attach", "boot", "errors"]
+__all__ = ["Guest", "InspectorError", "attach", "boot", "errors", "open"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
         from inspector.guest import Guest
 
         return Guest
-    if name in ("attach", "boot"):
+    if name in ("attach", "boot", "open"):
         from inspector import opening
 
         return getattr(opening, name)

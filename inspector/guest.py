@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from inspector import guest_modules, images, symbols
+from inspector import guest_modules, images, saving, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
@@ -21,6 +21,7 @@ from inspector.kernel.tasks import Task
 from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
+from inspector.progress import SILENT, Reporter
 from inspector.snapshots import Snapshot, take
 from inspector.symbols import Kernel
 from inspector.trace import AllocationTrace, FaultKind, FaultTrace
@@ -63,8 +64,13 @@ class Guest(Linux):
     are read while it runs and may be torn.
     """
 
-    def __init__(self, machine: Machine, *, vmlinux: Path | None = None) -> None:
-        """Attach to a machine whose Linux is up. Raises SymbolsError where no kernel is found."""
+    def __init__(
+        self, machine: Machine, *, vmlinux: Path | None = None, vmcoreinfo: bytes | None = None
+    ) -> None:
+        """Attach to a machine whose Linux is up; `vmcoreinfo` is what a dump has beside its memory.
+
+        Raises SymbolsError where no kernel is found.
+        """
         self.machine = machine
         self.live = False
         self._lock = threading.RLock()
@@ -74,19 +80,24 @@ class Guest(Linux):
         self.memory = MappedRam.from_fd(machine.ram_fd, blocks)
         try:
             started = time.perf_counter()
-            self.kernel: Kernel = self._attach(vmlinux)
+            self.kernel: Kernel = self._attach(vmlinux, vmcoreinfo)
             self._attach_seconds = time.perf_counter() - started
         except BaseException:
             self.memory.close()
             raise
         self.kernel.still = self.still
 
-    def _attach(self, vmlinux: Path | None) -> Kernel:
+    def _attach(self, vmlinux: Path | None, vmcoreinfo: bytes | None) -> Kernel:
         """Names and types, while the guest stands still."""
         self.machine.hold()
         try:
-            registers = self.machine.registers()
-            return symbols.attach(self.memory, registers, cache=images.cache_dir(), vmlinux=vmlinux)
+            return symbols.attach(
+                self.memory,
+                self.machine.registers(),
+                cache=images.cache_dir(),
+                vmlinux=vmlinux,
+                vmcoreinfo=vmcoreinfo,
+            )
         finally:
             if self.machine.alive:
                 self.machine.release()
@@ -179,6 +190,8 @@ class Guest(Linux):
     def _check_runs(self) -> None:
         """A guest that stands still would never answer."""
         state = self.machine.state()
+        if state.kind == "saved":
+            raise MachineError(f"{self.machine.name} is a saved image: it does not run")
         ours = self._depth and self._holder == threading.get_ident()
         if ours or (state.kind in ("paused", "breakpoint") and not state.held):
             reason = "inside paused()" if ours else state.reason
@@ -234,6 +247,36 @@ class Guest(Linux):
     def snapshot(self) -> Snapshot:
         """All of memory at one moment, as plain data: to compare, and to save. Raises CorruptGuest."""
         return take(self)
+
+    # A copy of all memory
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        format: saving.Format = "elf",
+        level: int = 1,
+        overwrite: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        """Save all memory and the CPUs' registers, for inspector.open(), drgn and crash; it stands still.
+
+        `elf` is a vmcore, sparse: as large as the memory, on the disk only what is not zero. `kdump` is
+        packed by zlib (`level`: 1, fast, to 9) as makedumpfile does it. However it ends, there is a whole
+        file or none. Raises UsageError (there is such a file, and no `overwrite`), SetupError (no room).
+        """
+        saving.check(Path(path), format, level, overwrite)
+        with self.paused():
+            saving.save(
+                self.machine,
+                self.memory,
+                self.kernel,
+                Path(path),
+                format=format,
+                level=level,
+                overwrite=overwrite,
+                reporter=reporter,
+            )
 
     # Names
 
@@ -305,6 +348,7 @@ class Guest(Linux):
         with self.still():
             return self.space(cpu=cpu, root=root).walk(va)
 
-    @staticmethod
-    def _paging(registers: CpuRegisters) -> tuple[PagingFormat, PhysAddr]:
+    def _paging(self, registers: CpuRegisters) -> tuple[PagingFormat, PhysAddr]:
+        if not registers.has_control:
+            return self.kernel.space.format, cpus.active_root(self.kernel, registers.cpu)
         return paging_of(registers.cr0, registers.cr3, registers.cr4, registers.efer)

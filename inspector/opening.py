@@ -1,13 +1,14 @@
-"""How a guest is come by: booted here, or held open by another process."""
+"""How a guest is come by: booted here, held open by another process, or saved in a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from inspector import images, machine
+from inspector import images, machine, saving
 from inspector.guest import Guest
 from inspector.machine import MachineConfig
 from inspector.machine.accel import AccelChoice
+from inspector.memory import core
 from inspector.progress import SILENT, Reporter
 from inspector.units import parse_size
 
@@ -62,4 +63,20 @@ def attach(name: str, *, vmlinux: Path | None = None) -> Guest:
         return Guest(connected, vmlinux=vmlinux)
     except BaseException:
         connected.close()
+        raise
+
+
+def open(path: Path | str, *, vmlinux: Path | None = None, reporter: Reporter = SILENT) -> Guest:
+    """Open a memory image: ours, QEMU's dump-guest-memory, a kernel's vmcore or makedumpfile's, ELF or kdump.
+
+    All that can be asked of a guest can be asked of it; it does not run. Raises UsageError (no such file),
+    BadFormat (no image, cut short, corrupt, no Linux in it), SetupError (no room to unpack it).
+    """
+    image = core.open_image(Path(path), reporter)
+    still = saving.still_machine(Path(path), image)
+    try:
+        with reporter.task("Reading the kernel's names and types"):
+            return Guest(still, vmlinux=vmlinux, vmcoreinfo=image.vmcoreinfo)
+    except BaseException:
+        still.close()
         raise

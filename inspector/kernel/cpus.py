@@ -54,6 +54,17 @@ def current_task(kernel: Kernel, cpu: int) -> StructView:
     return task
 
 
+def active_root(kernel: Kernel, cpu: int) -> PhysAddr:
+    """The root of the mm that the CPU's task runs on, its own or a borrowed one (C: current->active_mm->pgd).
+
+    For where nobody saved CR3. Raises KernelError, PageFault.
+    """
+    mm = current_task(kernel, cpu).deref("active_mm")
+    if mm is None:
+        raise KernelError(f"the task on CPU {cpu} has no active_mm")
+    return kernel.virt_to_phys(mm.ptr("pgd"))
+
+
 def idle_tasks(kernel: Kernel) -> list[StructView]:
     """Each online CPU's idle task, which is on no list (C: cpu_rq(cpu)->idle)."""
     if "runqueues" not in kernel.symbols:

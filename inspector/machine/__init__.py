@@ -5,10 +5,11 @@ from __future__ import annotations
 from inspector.machine.config import MachineConfig
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.local import LocalMachine, start
-from inspector.machine.model import Completed, CpuRegisters, Machine, RamRange, RunState
+from inspector.machine.model import Completed, CpuRegisters, Machine, RamRange, RunState, Segment
 from inspector.machine.names import list_guests
 from inspector.machine.remote import RemoteMachine, connect
 from inspector.machine.share import Server, serve
+from inspector.machine.still import StillMachine
 
 __all__ = [
     "Completed",
@@ -20,7 +21,9 @@ __all__ = [
     "RamRange",
     "RemoteMachine",
     "RunState",
+    "Segment",
     "Server",
+    "StillMachine",
     "Stop",
     "connect",
     "list_guests",

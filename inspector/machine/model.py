@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from inspector.errors import MachineError
 from inspector.machine.stoploop import StopLoop
@@ -13,6 +13,15 @@ from inspector.units import VirtAddr
 
 RamRange = tuple[int, int, int]
 """A run of guest RAM: guest-physical start, size in bytes, offset in the RAM file."""
+
+
+class Segment(NamedTuple):
+    """A segment register, or a descriptor table, whose selector and flags are 0 (SDM vol. 3A, 3.4)."""
+
+    selector: int
+    base: int
+    limit: int
+    flags: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,13 @@ class CpuRegisters:
     halted: bool
     general: dict[str, int] = field(default_factory=dict)
     """rax..r15 by name; in 32-bit code only the eight low halves, under their 64-bit names."""
+    segments: dict[str, Segment] = field(default_factory=dict)
+    """es cs ss ds fs gs ldt tr gdt idt by name."""
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the control registers are known: a kernel's own crash dump does not have them."""
+        return self.cr0 != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +84,7 @@ class Completed:
         return self
 
 
-RunKind = Literal["running", "paused", "breakpoint", "panicked", "dead"]
+RunKind = Literal["running", "paused", "breakpoint", "panicked", "saved", "dead"]
 
 
 @dataclass(frozen=True, slots=True)

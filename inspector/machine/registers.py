@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 
 from inspector.errors import MachineError
-from inspector.machine.model import CpuRegisters, RamRange
+from inspector.machine.model import CpuRegisters, RamRange, Segment
 from inspector.units import VirtAddr
 
 _CPU = re.compile(r"^CPU#(\d+)\s*$", re.MULTILINE)
 _REGISTER = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) ?=\s?([0-9a-f]+)\b")
-_SEGMENT = re.compile(r"^(ES|CS|SS|DS|FS|GS|LDT|TR) ?=([0-9a-f]{4}) ([0-9a-f]+)", re.MULTILINE)
+_SEGMENT = re.compile(
+    r"^(ES|CS|SS|DS|FS|GS|LDT|TR) ?=([0-9a-f]{4}) ([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE
+)
 _TABLE = re.compile(r"^(GDT|IDT)=\s+([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
 _GENERAL = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
 _REGION = re.compile(
@@ -31,8 +33,11 @@ def parse_registers(text: str) -> list[CpuRegisters]:
 
 def _one(cpu: int, text: str) -> CpuRegisters:
     values = {name: int(value, 16) for name, value in _REGISTER.findall(text)}
-    bases = {name: int(base, 16) for name, _, base in _SEGMENT.findall(text)}
-    tables = {name: int(base, 16) for name, base, _ in _TABLE.findall(text)}
+    segments = {
+        name.lower(): Segment(*(int(word, 16) for word in words)) for name, *words in _SEGMENT.findall(text)
+    }
+    for name, base, limit in _TABLE.findall(text):
+        segments[name.lower()] = Segment(0, int(base, 16), int(limit, 16), 0)
     wide = "RIP" in values
     general = {f"r{name}": values[("R" if wide else "E") + name.upper()] for name in _GENERAL}
     if wide:
@@ -47,12 +52,13 @@ def _one(cpu: int, text: str) -> CpuRegisters:
         cr3=values["CR3"],
         cr4=values["CR4"],
         efer=values["EFER"],
-        gs_base=VirtAddr(bases["GS"]),
+        gs_base=VirtAddr(segments["gs"].base),
         kernel_gs_base=None,
-        idt_base=VirtAddr(tables["IDT"]),
+        idt_base=VirtAddr(segments["idt"].base),
         cpl=values["CPL"],
         halted=bool(values["HLT"]),
         general=general,
+        segments=segments,
     )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from inspector import errors
 from inspector.errors import InspectorError, MachineError, UsageError
-from inspector.machine.model import Completed, CpuRegisters, RunState
+from inspector.machine.model import Completed, CpuRegisters, RunState, Segment
 
-VERSION = 1
+VERSION = 2
 
 
 class Line:
@@ -102,4 +102,5 @@ def unpack_state(value: dict[str, Any]) -> RunState:
 
 def unpack_registers(value: dict[str, Any]) -> CpuRegisters:
     """A CPU's registers out of JSON (dataclasses.asdict made it)."""
-    return CpuRegisters(**value)
+    segments = {name: Segment(*words) for name, words in value["segments"].items()}
+    return CpuRegisters(**(value | {"segments": segments}))

@@ -14,11 +14,12 @@ from inspector.symbols.btf import Btf
 from inspector.symbols.finder import find_tables
 from inspector.symbols.kallsyms import KallsymsTables, read_kallsyms
 from inspector.symbols.kernel import Kernel
-from inspector.symbols.locate import CpuState, KernelLocation, locate
+from inspector.symbols.locate import CpuState, KernelLocation, locate, locate_by
 from inspector.symbols.modules import KernelTypes
 from inspector.symbols.profile import Profile
 from inspector.symbols.table import SymbolTable
 from inspector.symbols.types import TypeTable
+from inspector.symbols.vmcoreinfo import Vmcoreinfo
 from inspector.units import printable
 
 
@@ -28,15 +29,17 @@ def attach(
     *,
     cache: Path | None = None,
     vmlinux: Path | None = None,
+    vmcoreinfo: bytes | None = None,
 ) -> Kernel:
     """The Linux kernel that the CPUs run: the first of them that leads to it is enough.
 
+    `vmcoreinfo` is the text that a crash dump has beside its memory, for where no CPU's registers lead there.
     `cache` is a folder that keeps profiles; `vmlinux` an ELF file whose names and types are taken instead.
     The guest should stand still. Raises BadFormat where no kernel is found or it cannot be read, UsageError
     where the vmlinux is another kernel's.
     """
     clock = _Clock()
-    place = _locate(memory, cpus)
+    place = _locate(memory, cpus, vmcoreinfo)
     clock.lap("locate")
     space = AddressSpace(memory, place.format, place.root)
     info = place.vmcoreinfo
@@ -78,13 +81,17 @@ class _Clock:
         self.laps[name], self._last = now - self._last, now
 
 
-def _locate(memory: PhysicalMemory, cpus: CpuState | Sequence[CpuState]) -> KernelLocation:
+def _locate(
+    memory: PhysicalMemory, cpus: CpuState | Sequence[CpuState], vmcoreinfo: bytes | None
+) -> KernelLocation:
     failure: BadFormat | None = None
     for cpu in cpus if isinstance(cpus, Sequence) else (cpus,):
         try:
             return locate(memory, cpu)
         except BadFormat as error:  # a CPU that the kernel has not brought up leads nowhere; another may
             failure = failure or error
+    if vmcoreinfo is not None:
+        return locate_by(memory, Vmcoreinfo.parse(vmcoreinfo))
     raise failure or BadFormat("no Linux kernel found: the guest has no CPU")
 
 

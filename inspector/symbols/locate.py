@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import AddressSpace, PagingFormat, paging_of
+from inspector.arch import X86_64_4LEVEL, X86_64_5LEVEL, AddressSpace, PagingFormat, paging_of
 from inspector.errors import BadFormat, CorruptGuest, NoSuchSymbol, OutsideRam, PageFault
 from inspector.memory import PhysicalMemory
 from inspector.symbols import vmcoreinfo
@@ -24,6 +24,8 @@ from inspector.units import PhysAddr, VirtAddr
 
 # The kernel image of x86-64 lies in these, wherever KASLR puts it (Documentation/arch/x86/x86_64/mm.rst).
 _IMAGE_START, _IMAGE_END = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_C000_0000
+# __START_KERNEL_map, arch/x86/include/asm/page_64_types.h
+_START_KERNEL_MAP = _IMAGE_START
 _MAX_HOLE = 32 << 20
 _HEAD = np.dtype(f"S{len(vmcoreinfo.MAGIC)}")
 _MAX_IMAGE = 256 << 20  # bytes of the image that are searched; a stock kernel has 40 to 60 MiB
@@ -79,16 +81,42 @@ def locate(memory: PhysicalMemory, cpu: CpuState) -> KernelLocation:
     raise BadFormat(f"no Linux kernel found: {failure}; {_NOT_BOOTED}")
 
 
+def locate_by(memory: PhysicalMemory, info: Vmcoreinfo) -> KernelLocation:
+    """Find the kernel that wrote this VMCOREINFO: a crash dump has it, and no control registers.
+
+    C: arch_crash_save_vmcoreinfo() of arch/x86. Raises BadFormat.
+    """
+    try:
+        root = PhysAddr(info.symbol("swapper_pg_dir") - _START_KERNEL_MAP + info.number("phys_base"))
+        deep = info.has("NUMBER(pgtable_l5_enabled)") and info.number("pgtable_l5_enabled") != 0
+        text = info.symbol("_stext")
+    except NoSuchSymbol as error:
+        raise BadFormat(f"no Linux kernel found: {error}") from error
+    space = AddressSpace(memory, X86_64_5LEVEL if deep else X86_64_4LEVEL, root)
+    try:
+        return _location(space, _image(space, text), info)
+    except BadFormat as error:
+        raise BadFormat(f"no Linux kernel found where VMCOREINFO has it: {error}") from error
+
+
 def _locate(space: AddressSpace, idt_base: int) -> KernelLocation:
     handler = _handler(space, idt_base)
     if not _IMAGE_START <= handler < _IMAGE_END:
         raise BadFormat(f"the IDT's first handler, {handler:#x}, is not in a kernel image")
+    image = _image(space, handler)
+    return _location(space, image, _vmcoreinfo(space, image))
+
+
+def _image(space: AddressSpace, inside: int) -> NDArray[np.void]:
+    """The mappings of the kernel image, of which an address is known."""
     try:
         rows = space.scan(_IMAGE_START, _IMAGE_END)
     except CorruptGuest as error:
         raise BadFormat(str(error)) from error
-    image = _image_around(rows, handler)
-    info = _vmcoreinfo(space, image)
+    return _image_around(rows, inside)
+
+
+def _location(space: AddressSpace, image: NDArray[np.void], info: Vmcoreinfo) -> KernelLocation:
     try:
         root = space.translate(info.symbol("swapper_pg_dir"))
     except NoSuchSymbol as error:
@@ -115,15 +143,15 @@ def _handler(space: AddressSpace, idt_base: int) -> int:
     return gate & 0xFFFF | (gate >> 48 & 0xFFFF) << 16 | (gate >> 64 & 0xFFFF_FFFF) << 32
 
 
-def _image_around(rows: NDArray[np.void], handler: int) -> NDArray[np.void]:
-    """The kernel image: the mapping that holds the handler, and all that lie around it without a wide gap.
+def _image_around(rows: NDArray[np.void], inside: int) -> NDArray[np.void]:
+    """The kernel image: the mapping of an address inside, and all that lie around it without a wide gap.
 
     Small holes are its own: freed init memory, and under page table isolation the ends of its sections.
     """
     start, end = rows["va"], rows["va"] + rows["size"]
-    at = int(np.searchsorted(start, np.uint64(handler), "right")) - 1
-    if at < 0 or handler >= int(end[at]):
-        raise BadFormat(f"the IDT's first handler, {handler:#x}, is not mapped")
+    at = int(np.searchsorted(start, np.uint64(inside), "right")) - 1
+    if at < 0 or inside >= int(end[at]):
+        raise BadFormat(f"the kernel's address {inside:#x} is not mapped")
     breaks = np.flatnonzero(start[1:] - end[:-1] > np.uint64(_MAX_HOLE)) + 1
     edges = [0, *breaks.tolist(), len(rows)]
     piece = bisect_right(edges, at)
