@@ -259,7 +259,7 @@ def story(stage: Stage) -> Story:
     yield Seen(
         (FrameShown("the pinned page's frame", frame, frames["pinned"]),),
         (
-            equal("Buffers on the driver's list", 0, engine.count(), DRIVER),
+            equal("Buffers on the driver's list", 0, len(engine.book()), DRIVER),
             equal("refcount of the pinned page", 1, frame.refcount, checks.FRAME),
             equal("Pins that are left", 0, acquired - released, _VMSTAT),
             equal("Users of the module", "0", users, "/sys/module/edu/refcnt"),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inspector.errors import LabFailed
-from inspector.kernel import lists
+from inspector.kernel import driver_books
 from inspector.kernel.devices import device_views
 from inspector.labs.stage import Stage
 from inspector.labs.story import Check
-from inspector.symbols import StructView
-from inspector.units import Pfn, PhysAddr, VirtAddr
+from inspector.units import BusAddr, Pfn, PhysAddr, VirtAddr
 
 # qemu_images/modules/edu/edu.h
 KINDS = ("pages", "kmalloc", "coherent", "pinned", "stale")
@@ -26,7 +25,6 @@ SIZE = 1024
 DRIVER, DMESG, REGISTERS = "struct edu", "the driver, in dmesg", "the device's registers"
 _ID = (0x1234, 0x11E8)  # QEMU docs/specs/edu.rst
 _DMA_SOURCE = 0x80
-_MOST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Buffer:
     kind: str
     va: VirtAddr | None
     place: PhysAddr
-    bus: PhysAddr
+    bus: BusAddr
 
     @property
     def pfn(self) -> Pfn:
@@ -59,7 +57,7 @@ class Engine:
         if not said:
             raise LabFailed(f"the driver's log says nothing of a {kind} buffer")
         place, bus = said[-1].groups()
-        return Buffer(name, va, PhysAddr(int(place or bus, 16)), PhysAddr(int(bus, 16)))
+        return Buffer(name, va, PhysAddr(int(place or bus, 16)), BusAddr(int(bus, 16)))
 
     def ask(self, buffers: Iterable[Buffer], request: int) -> None:
         """SEND, RECEIVE, WRITTEN or SYNC each."""
@@ -80,40 +78,33 @@ class Engine:
             return self.actor.pread(buffer.kind, 0, size)
         return self.actor.peek(buffer.va, size)
 
-    def registers(self) -> tuple[PhysAddr, PhysAddr, int]:
+    def registers(self) -> tuple[int, int, int]:
         """Source, target and count of the last transfer, as QEMU reads them from the device's BAR."""
-        bar = self._pci().at("resource[0]").int("start")
-        said = self.guest.machine.hmp(f"xp /6wx {bar + _DMA_SOURCE:#x}")
+        bar = next(
+            device.bars[0] for device in self.guest.pci_devices() if (device.vendor, device.device) == _ID
+        )
+        said = self.guest.machine.hmp(f"xp /6wx {bar.start + _DMA_SOURCE:#x}")
         words = [int(word, 16) for word in re.findall(r"0x([0-9a-f]{8})\b", said)]
         if len(words) != 6:
             raise LabFailed(f"QEMU does not show the registers: {said.strip()!r}")
-        return PhysAddr(words[1] << 32 | words[0]), PhysAddr(words[3] << 32 | words[2]), words[4]
+        return words[1] << 32 | words[0], words[3] << 32 | words[2], words[4]
 
     def now(self, buffer: Buffer) -> Pfn | None:
         """Where the buffer's memory lies now, by the page tables; None where it is not in memory."""
         with self.guest.paused():
             if buffer.va is not None:
                 return self.stage.look(buffer.va).walk.pfn
-            for view in self._views():
-                if view.int("bus") == buffer.bus:
-                    return self.guest.walk(view.ptr("memory")).pfn
+            for entry in self.book():
+                if entry.bus == buffer.bus and entry.address is not None:
+                    return self.guest.walk(entry.address).pfn
         return None
 
-    def count(self) -> int:
-        """How many buffers the driver has."""
+    def book(self) -> list[driver_books.Entry]:
+        """The buffers on the driver's own list."""
         with self.guest.paused():
-            return sum(1 for _ in self._views())
-
-    def _views(self) -> Iterator[StructView]:
-        """The driver's list of buffers."""
-        device = self._pci().at("dev")
-        edu = self.guest.kernel.view("edu", device.ptr("driver_data"))
-        yield from lists.entries(edu.kernel, edu.addr("buffers"), "edu_buffer", "node", _MOST)
-
-    def _pci(self) -> StructView:
-        for view in device_views(self.guest.kernel):
-            if (view.int("vendor"), view.int("device")) == _ID:
-                return view
+            for view in device_views(self.guest.kernel):
+                if (view.int("vendor"), view.int("device")) == _ID:
+                    return driver_books.entries(view)
         raise LabFailed("the guest has no edu device")
 
 
