@@ -1,4 +1,4 @@
-"""16 GiB of address space in 512 MiB of RAM: what is written comes back, on both sides; what cannot is refused."""
+"""16 GiB of address space in 512 MiB of RAM: what is written comes back on both sides, or is refused."""
 
 from __future__ import annotations
 
