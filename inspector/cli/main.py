@@ -16,6 +16,7 @@ import inspector
 from inspector.cli.allocations import allocations
 from inspector.cli.bench import bench
 from inspector.cli.boot import boot
+from inspector.cli.devices import devices
 from inspector.cli.faults import faults
 from inspector.cli.kernels import kernels
 from inspector.cli.lab import lab
@@ -81,7 +82,7 @@ def kmi() -> None:
     """
 
 
-_LOOKING = (tui, report, walk, page, faults, allocations, snapshot, diff)
+_LOOKING = (tui, report, walk, page, devices, faults, allocations, snapshot, diff)
 for _command in (*_LOOKING, lab, kernels, boot, shell, bench):
     kmi.add_command(_command)
 

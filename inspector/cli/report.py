@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from inspector.cli import output, report_view
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.guest import Cpu, Guest, GuestInfo
+from inspector.kernel.devices import PciDevice
+from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.frames import FrameState
 from inspector.kernel.owners import Owners
+from inspector.kernel.swiotlb import BounceBuffer
 from inspector.kernel.tasks import Task
 from inspector.kernel.zones import Zone
 from inspector.linux import FreeCounts
@@ -40,6 +43,9 @@ class Report:
     states: NDArray[np.uint8]
     owners: Owners
     tasks: list[Task]
+    devices: list[PciDevice]
+    buffers: list[DmaBuffer]
+    swiotlb: BounceBuffer | None
 
     @property
     def state_counts(self) -> dict[FrameState, int]:
@@ -87,6 +93,9 @@ def gather(guest: Guest, live: bool = False) -> Report:
                 states=owners.rows["state"].copy(),
                 owners=owners,
                 tasks=guest.tasks(),
+                devices=guest.pci_devices(),
+                buffers=guest.dma_buffers(),
+                swiotlb=guest.bounce_buffer(),
             )
     finally:
         guest.live = was_live
@@ -130,6 +139,20 @@ def as_data(report: Report) -> dict[str, Any]:
             for owner, count in report.owners.counts().items()
         },
         "tasks": [_task(task, page) for task in report.tasks],
+        "dma": _dma(report),
+    }
+
+
+def _dma(report: Report) -> dict[str, Any]:
+    """In short; `kmi devices` has the rest."""
+    swiotlb = report.swiotlb
+    return {
+        "pci_devices": len(report.devices),
+        "drivers": {each.address: each.driver for each in report.devices if each.driver is not None},
+        "buffers": len(report.buffers),
+        "buffers_bytes": sum(buffer.size for buffer in report.buffers),
+        "swiotlb_bytes": swiotlb.end - swiotlb.start if swiotlb else None,
+        "swiotlb_used_slots": swiotlb.used if swiotlb else None,
     }
 
 

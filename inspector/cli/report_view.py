@@ -68,6 +68,7 @@ def _guest(report: Report) -> RenderableType:
         ("paging", f"{info.paging}, KASLR offset {info.kaslr_offset:#x}, page table isolation {isolation}"),
         ("names", f"{info.profile}, found in {info.attach_seconds:.2f} s"),
         ("state", f"{'running' if report.running else 'paused'}, {how}"),
+        ("devices", _devices(report)),
     )
     table = output.plain_table("", "")
     table.show_header = False
@@ -75,6 +76,17 @@ def _guest(report: Report) -> RenderableType:
     for name, value in rows:
         table.add_row(Text(name, "dim"), guest_text(value))
     return Group(Text.assemble(("Guest ", "bold cyan"), (info.name, "bold")), table)
+
+
+def _devices(report: Report) -> str:
+    """PCI devices, and memory for their DMA."""
+    drivers = sorted({device.driver for device in report.devices if device.driver is not None})
+    parts = [f"{len(report.devices)} on PCI", f"driven by {', '.join(drivers)}" if drivers else "none driven"]
+    size = format_size(sum(buffer.size for buffer in report.buffers))
+    parts += [f"{len(report.buffers)} buffers known for DMA ({size})"] if report.buffers else []
+    if report.swiotlb:
+        parts += [f"swiotlb {format_size(report.swiotlb.end - report.swiotlb.start)}"]
+    return ", ".join(parts)
 
 
 def _cpus(report: Report) -> Table:

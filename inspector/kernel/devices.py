@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists
+from inspector.kernel.devres import Managed, managed
+from inspector.kernel.dma import DmaPool, pools_of
+from inspector.kernel.modules import Module, modules
 from inspector.kernel.pci_classes import class_name
 from inspector.symbols import Kernel, StructView
 from inspector.units import PhysAddr, VirtAddr, printable
@@ -75,6 +78,7 @@ class PciDevice:
     DMA: `dma_mask` bounds streaming mappings, `coherent_dma_mask` dma_alloc_coherent(), `bus_dma_limit` what
     the way to memory lets pass, all as the highest address. `dma_ops` is "direct", "iommu" or the symbol of
     its struct dma_map_ops. `max_segment_size`, `segment_boundary_mask` and `min_align_mask` are in bytes.
+    `pools` are its DMA pools, `managed` what the driver core will give back for its driver.
     """
 
     address: str
@@ -100,6 +104,8 @@ class PciDevice:
     segment_boundary_mask: int | None
     min_align_mask: int | None
     numa_node: int | None
+    pools: tuple[DmaPool, ...]
+    managed: tuple[Managed, ...]
     at: VirtAddr
 
     @property
@@ -117,7 +123,9 @@ class PciDevice:
 
 def pci_devices(kernel: Kernel) -> list[PciDevice]:
     """Every PCI device by address; none for a kernel without PCI. Raises CorruptGuest."""
-    return sorted((_device(view) for view in device_views(kernel)), key=lambda device: device.address)
+    loaded = modules(kernel)
+    found = [_device(view, loaded) for view in device_views(kernel)]
+    return sorted(found, key=lambda device: device.address)
 
 
 def device_views(kernel: Kernel) -> Iterator[StructView]:
@@ -141,7 +149,7 @@ def name_of(device: StructView) -> str:
     return printable(device.kernel.space.cstring(name, _MAX_NAME)) if name else ""
 
 
-def _device(view: StructView) -> PciDevice:
+def _device(view: StructView, loaded: list[Module]) -> PciDevice:
     device = view.at("dev")
     mask, limits, behind = device.ptr("dma_mask"), device.deref("dma_parms"), view.deref("subordinate")
     driver, module = _driver(device)
@@ -169,6 +177,8 @@ def _device(view: StructView) -> PciDevice:
         segment_boundary_mask=limits.int("segment_boundary_mask") if limits else None,
         min_align_mask=_optional(limits, "min_align_mask"),  # since 5.12, and in stable 5.10
         numa_node=_numa_node(device),
+        pools=tuple(pools_of(device)),
+        managed=tuple(managed(view.kernel, device, loaded)),
         at=view.address,
     )
 

@@ -67,12 +67,17 @@ def device_pools(kernel: Kernel) -> list[DmaPool]:
     inside = kernel.types.offsetof("device", "kobj")
     found: list[DmaPool] = []
     for kobject in lists.entries(kernel, kset.addr("list"), "kobject", "entry", _MAX_DEVICES):
-        device = kernel.view("device", VirtAddr(kobject.address - inside))
-        head = device.addr("dma_pools")
-        if kernel.space.pointer(head) not in (0, head):
-            pools = lists.entries(kernel, head, "dma_pool", "pools", _MAX_POOLS)
-            found += [_pool(pool, kobject) for pool in pools]
+        found += pools_of(kernel.view("device", VirtAddr(kobject.address - inside)))
     return found
+
+
+def pools_of(device: StructView) -> list[DmaPool]:
+    """The DMA pools of a struct device. Raises CorruptGuest."""
+    head = device.addr("dma_pools")
+    if device.kernel.space.pointer(head) in (0, head):  # 0: nobody has set it up
+        return []
+    pools = lists.entries(device.kernel, head, "dma_pool", "pools", _MAX_POOLS)
+    return [_pool(pool, device) for pool in pools]
 
 
 def atomic_pools(kernel: Kernel) -> list[AtomicPool] | None:
@@ -96,7 +101,7 @@ def _pool(pool: StructView, device: StructView) -> DmaPool:
         blocks, used = pool.int("nr_blocks"), pool.int("nr_active")
     else:
         blocks, used = len(pages) * (allocation // max(size, 1)), sum(page.int("in_use") for page in pages)
-    name = device.ptr("name")
+    name = device.ptr("kobj.name")
     return DmaPool(
         device=printable(pool.kernel.space.cstring(name, _MAX_NAME)) if name else "",
         name=printable(pool.text("name")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _BASE = {
-    0x00: "not defined",
+    0x00: "unclassified",
     0x01: "mass storage",
     0x02: "network",
     0x03: "display",
@@ -22,7 +22,7 @@ _BASE = {
     0x10: "encryption",
     0x11: "signal processing",
     0x12: "accelerator",
-    0xFF: "of no class",
+    0xFF: "unclassified",
 }
 _SUBCLASS = {
     0x0100: "SCSI controller",

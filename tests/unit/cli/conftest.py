@@ -17,13 +17,17 @@ from inspector.arch import X86_64_4LEVEL, walk
 from inspector.cli.main import main
 from inspector.errors import NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import GuestInfo
+from inspector.kernel.devices import Bar, PciDevice
+from inspector.kernel.devres import Managed
+from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.frames import FrameState
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import FRAME, Owner, Owners
 from inspector.kernel.rmap import Alias
+from inspector.kernel.swiotlb import Bounce, BounceBuffer, Swiotlb
 from inspector.linux import FreeCounts
 from inspector.memory import MappedRam, RamBlock
-from inspector.units import PhysAddr, VirtAddr
+from inspector.units import BusAddr, PhysAddr, VirtAddr
 
 ESC_NAME = "[red]x\x1b[2J"
 ROOT = 0x1000
@@ -73,6 +77,22 @@ def task(pid: int, name: str, mm: Any = None) -> Any:
     return thing(
         pid=pid, tgid=pid, ppid=1, comm=name, name=name, state="S", uid=1000, cpu=1, threads=2,
         kernel_thread=mm is None, mm=mm, vmas=list,
+    )  # fmt: skip
+
+
+def pci_device() -> PciDevice:
+    """A device with two BARs, one of which has no place."""
+    bars = (
+        Bar(0, "BAR 0", "MEM", PhysAddr(0xFEA00000), 0x2000, 0x142200),
+        Bar(2, "BAR 2", "IO", PhysAddr(0), 32, 0x20000100),
+    )
+    return PciDevice(
+        address="0000:00:01.0", vendor=0x1234, device=0x11E8, subsystem_vendor=1, subsystem_device=2,
+        revision=3, class_code=0x010802, driver=ESC_NAME, module="m", bars=bars, irq=24, interrupts="MSI",
+        enabled=1, bus_master=True, bridge_to=None, dma_mask=(1 << 28) - 1, coherent_dma_mask=(1 << 64) - 1,
+        bus_dma_limit=None, dma_ops="direct", max_segment_size=65536, segment_boundary_mask=0xFFFFFFFF,
+        min_align_mask=None, numa_node=None, pools=(), managed=(Managed("pcim_release", None, None),),
+        at=VirtAddr(KERNEL_SYMBOL),
     )  # fmt: skip
 
 
@@ -195,6 +215,25 @@ class FakeGuest:
             owner=Owner.ANON, owner_label=f"{ESC_NAME} (7)", migratetype="Movable",
             charge=ChargeKind.USER, memory_group="/lab",
         )  # fmt: skip
+
+    def pci_devices(self) -> list[Any]:
+        return [pci_device()]
+
+    def dma_buffers(self) -> list[DmaBuffer]:
+        runs = ((PhysAddr(0x7800), 0x800), (PhysAddr(0x9000), 0x400))
+        return [
+            DmaBuffer(
+                "0000:00:01.0", "pages", ESC_NAME, BusAddr(0x5800), VirtAddr(KERNEL_SYMBOL), 0xC00, runs,
+                "BIDIRECTIONAL", "edu", 7, "to RAM", 12,
+            ),
+            DmaBuffer(None, "coherent", "", None, None, 4096, (), None, "vmap area"),
+        ]  # fmt: skip
+
+    def bounce_buffer(self) -> BounceBuffer:
+        return BounceBuffer(PhysAddr(0x4000), PhysAddr(0x8000), 8, 2)
+
+    def swiotlb(self) -> Swiotlb:
+        return Swiotlb(self.bounce_buffer(), True, (Bounce(PhysAddr(0x5800), 2, PhysAddr(0x7800), 0xC00),))
 
     def spawn(self, command: str) -> int:
         self.spawned.append(command)

@@ -16,6 +16,8 @@ from inspector.kernel.frames import FrameState
 
 Kmi = Callable[..., Any]
 
+ESC_NAME = "[red]x\x1b[2J"
+
 
 def zone(free: int, low: int = 20, high: int = 30) -> Any:
     return SimpleNamespace(
@@ -37,6 +39,7 @@ def test_json(kmi: Kmi, fake: Any) -> None:
         "frames",
         "owners",
         "tasks",
+        "dma",
     ]
     assert data["read_stopped"] is True
     assert data["guest"]["memory_bytes"] == 1 << 20
@@ -56,6 +59,14 @@ def test_json(kmi: Kmi, fake: Any) -> None:
     assert [task["pid"] for task in data["tasks"]] == [1, 2, 7]
     assert data["tasks"][0]["rss_bytes"] == 12288
     assert data["tasks"][1]["rss_bytes"] is None
+    assert data["dma"] == {
+        "pci_devices": 1,
+        "drivers": {"0000:00:01.0": ESC_NAME},
+        "buffers": 2,
+        "buffers_bytes": 3072 + 4096,
+        "swiotlb_bytes": 16384,
+        "swiotlb_used_slots": 2,
+    }
     assert (fake.closed, fake.pauses) == (1, 1)
 
 
@@ -87,6 +98,7 @@ def test_drawn(kmi: Kmi) -> None:
     assert "400 KiB  200 KiB" in out
     assert "40K/80K/120K" in out
     assert "stopped while it was read" in out
+    assert "2 buffers known for DMA (7 KiB), swiotlb 16 KiB" in " ".join(out.split())
 
 
 def test_kernel_threads_are_counted_or_listed(kmi: Kmi) -> None:
