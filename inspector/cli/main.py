@@ -23,6 +23,7 @@ from inspector.cli.lab import lab
 from inspector.cli.output import examples
 from inspector.cli.page import page
 from inspector.cli.report import report
+from inspector.cli.save import save
 from inspector.cli.shell import shell
 from inspector.cli.snapshot import diff, snapshot
 from inspector.cli.tui import tui
@@ -83,7 +84,7 @@ def kmi() -> None:
 
 
 _LOOKING = (tui, report, walk, page, devices, faults, allocations, snapshot, diff)
-for _command in (*_LOOKING, lab, kernels, boot, shell, bench):
+for _command in (*_LOOKING, lab, kernels, boot, save, shell, bench):
     kmi.add_command(_command)
 
 

@@ -35,6 +35,7 @@ class GuestOptions:
     append: str | None = None
     vmlinux: Path | None = None
     guest: str | None = None
+    image: Path | None = None
     spawn: str | None = None
 
     def boot_options(self) -> list[str]:
@@ -63,6 +64,9 @@ BOOT_OPTIONS = (
 )
 SHARE_OPTIONS = (
     click.option("--guest", metavar="NAME", help="Ask a guest that `kmi boot` holds open; boot none."),
+    click.option(
+        "--image", type=_FILE, help="Ask a memory image: of `kmi save`, or any vmcore, ELF or kdump."
+    ),
     click.option("--spawn", metavar="COMMAND", help="First start a command in the guest: a task to look at."),
 )
 
@@ -107,6 +111,14 @@ def opened(options: GuestOptions, name: str = "") -> Iterator[Opened]:
 
 
 def _open(options: GuestOptions, name: str) -> Guest:
+    if options.image is not None:
+        extra = [
+            *options.boot_options(),
+            *(f"--{each}" for each in ("guest", "spawn") if getattr(options, each)),
+        ]
+        if extra:
+            raise UsageError(f"--image takes a saved image as it is: leave out {', '.join(extra)}")
+        return inspector.open(options.image, vmlinux=options.vmlinux, reporter=reporter())
     if options.guest is not None:
         if extra := options.boot_options():
             raise UsageError(f"--guest takes a guest as it runs: leave out {', '.join(extra)}")

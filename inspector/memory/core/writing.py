@@ -98,7 +98,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} is there already: remove it, or say that it may be overwritten")
+        raise UsageError(f"{path} is there already: remove it, or ask to overwrite it")
 
 
 @contextmanager
