@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from inspector.testing.changes import fault, rss_growth
 from inspector.testing.frames import contiguous, page, stays
+from inspector.testing.leaks import no_leaks
 from inspector.testing.mappings import huge, mapping, not_mapped, resident, shared
 from inspector.testing.places import frames
 
@@ -22,6 +23,7 @@ __all__ = [
     "frames",
     "huge",
     "mapping",
+    "no_leaks",
     "not_mapped",
     "page",
     "resident",
