@@ -34,7 +34,7 @@ class StillMachine:
         """`form` and `remarks` say what kind of image it is. The descriptor is the machine's from here on."""
         self.path = path
         self.name = path.name
-        self.accel = "saved image"
+        self.accel = "image"
         self.accel_reason = "; ".join((form, *remarks))
         self.ram_fd = ram_fd
         self.blocks: list[RamRange] = list(blocks)

@@ -321,7 +321,9 @@ class InspectorApp(App[None]):
 
     def action_toggle_run(self) -> None:
         """Pause or resume: on the poller's thread, so that no read resumes what the user stopped."""
-        if not self._dead:
+        if self._status.state and self._status.state.kind == "saved":
+            self._say("a saved image does not run")
+        elif not self._dead:
             self._poller.do(_toggle)
 
     def action_reload(self) -> None:

@@ -25,6 +25,7 @@ _KINDS = {
     "paused": ("▮▮ PAUSED", palette.WARN),
     "breakpoint": ("▮▮ STOPPED", palette.WARN),
     "panicked": ("✖ PANICKED", palette.BAD),
+    "saved": ("▣ SAVED IMAGE", palette.ACCENT),
     "dead": ("✖ DEAD", palette.BAD),
 }
 
@@ -81,7 +82,7 @@ class StatusLine(Widget):
             word, color = _KINDS[self.state.kind]
             left.append(f" {word} ", f"bold {palette.BACKGROUND} on {color}")
             who = self.state.reason.removeprefix(self.state.kind).strip()
-            if not self.state.running and who:
+            if self.state.kind not in ("running", "saved") and who:
                 left.append(f" {who}", color)
         right = self._age()
         room = width - left.cell_len - len(right) - 3
@@ -102,6 +103,8 @@ class StatusLine(Widget):
             return "reading… "
         if self._read_at is None:
             return ""
+        if self.state and self.state.kind == "saved":
+            return f"read in {_seconds(self._read_seconds)} "
         if self.state and not self.state.running:
             return f"stopped · read in {_seconds(self._read_seconds)} "
         return f"{time.monotonic() - self._read_at:.0f} s old · read in {_seconds(self._read_seconds)} "
