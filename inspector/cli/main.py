@@ -17,6 +17,7 @@ from inspector.cli.allocations import allocations
 from inspector.cli.bench import bench
 from inspector.cli.boot import boot
 from inspector.cli.devices import devices
+from inspector.cli.export import export
 from inspector.cli.faults import faults
 from inspector.cli.kernels import kernels
 from inspector.cli.lab import lab
@@ -83,7 +84,7 @@ def kmi() -> None:
     """
 
 
-_LOOKING = (tui, report, walk, page, devices, faults, allocations, snapshot, diff)
+_LOOKING = (tui, report, walk, page, devices, faults, allocations, snapshot, diff, export)
 for _command in (*_LOOKING, lab, kernels, boot, save, shell, bench):
     kmi.add_command(_command)
 

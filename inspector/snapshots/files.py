@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadSnapshot, SetupError
+from inspector.kernel.frames import NO_MIGRATETYPE, FrameState
 from inspector.kernel.owners import FRAME, Owner
 from inspector.kernel.rmap import ROW
 from inspector.units import printable
@@ -124,12 +125,16 @@ def _column(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any]) -> NDArra
 def _check(snapshot: Snapshot) -> None:
     """What indexes something must lie inside it."""
     frames, mappings = snapshot.frames, snapshot.mappings
-    owners = mappings["owner"]
+    owners, kinds = mappings["owner"], frames["migratetype"]
     problems = {
         "the page size is no power of two": snapshot.page_size <= 0
         or snapshot.page_size & (snapshot.page_size - 1),
         "a frame has an owner that there is not": (frames["owner"] >= len(Owner)).any(),
         "a frame has a label that there is not": (frames["detail"] >= len(snapshot.labels)).any(),
+        "a frame has a state that there is not": (frames["state"] >= len(FrameState)).any(),
+        "a frame has a migratetype that there is not": (
+            (kinds >= len(snapshot.migratetypes)) & (kinds != NO_MIGRATETYPE)
+        ).any(),
         "a mapping is of a task that there is not": (owners >= len(snapshot.tasks)).any(),
         "the mappings are in disorder": (owners[1:] < owners[:-1]).any(),
     }

@@ -30,6 +30,7 @@ COMMANDS = (
     "lab",
     "kernels",
     "boot",
+    "save",
     "shell",
     "bench",
 )

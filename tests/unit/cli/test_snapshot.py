@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,3 +81,23 @@ def test_what_cannot_be_compared(kmi: Kmi, fake: Any, files: tuple[str, str], tm
     )
     replace(moment(9, 5), kaslr_offset=0).save(tmp_path / "other")
     assert "of two guests, or of two boots of one" in kmi("diff", files[0], str(tmp_path / "other")).error
+
+
+def test_export(kmi: Kmi, fake: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    fake.snapshot = lambda: moment(5, 2)
+    out = kmi("export", str(tmp_path / "all"), "--guest", "lab").out
+    assert [Path(line.split(":")[0]).name for line in out.splitlines()] == [
+        *("frames.parquet", "mappings.parquet", "tasks.parquet", "slabs.parquet", "vmalloc.parquet"),
+    ]
+    path = tmp_path / "after.parquet"
+    assert kmi("export", str(path), "--from", files[1]).status == 0
+    assert parquet.read_table(path)["owner"].to_pylist().count("unmarked") == 22
+
+
+def test_export_says_what_is_wrong(kmi: Kmi, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        "--from or --guest, not both" in kmi("export", "x.arrow", "--from", files[0], "--guest", "lab").error
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "tables need pyarrow, which is not installed" in kmi("export", "x.arrow").error

@@ -84,6 +84,8 @@ def _stream(data: bytes) -> Any:
         ("version.npy", lambda _: array(np.array([9], "<u4")), "is of version 9; this kmi reads version 1"),
         ("frames.owner.npy", lambda _: array(np.full(64, 200, np.uint8)), "has an owner that there is not"),
         ("frames.detail.npy", lambda _: array(np.full(64, 5, np.uint32)), "has a label that there is not"),
+        ("frames.state.npy", lambda _: array(np.full(64, 99, np.uint8)), "has a state that there is not"),
+        ("frames.migratetype.npy", lambda _: array(np.full(64, 2, np.uint8)), "has a migratetype that there"),
         ("mappings.owner.npy", lambda _: array(np.full(4, 3, np.uint32)), "a mapping is of a task"),
         ("mappings.owner.npy", lambda _: array(np.array([1, 0, 0, 0], np.uint32)), "in disorder"),
         ("frames.flags.npy", lambda _: array(np.zeros(63, np.uint64)), "frames differ in length"),
