@@ -15,8 +15,10 @@ from inspector.errors import UsageError
 from inspector.labs import (
     accessed_dirty,
     aliases,
+    bounce_buffer,
     copy_on_write,
     demand_paging,
+    dma_buffer,
     huge_pages,
     page_cache,
     protect,
@@ -42,6 +44,8 @@ LABS: tuple[Lab, ...] = (
     stack_growth.LAB,
     segfault.LAB,
     huge_pages.LAB,
+    dma_buffer.LAB,
+    bounce_buffer.LAB,
 )
 """Every lab, in the order in which they are best read."""
 

@@ -99,6 +99,8 @@ def story(stage: Stage) -> Story:
         engine.ask((buffer,), edu.RECEIVE)
     found = {b.kind: guest.read_phys(b.place, 24) for b in buffers}
     source, target, count = engine.registers()
+    bounced = [buffer.kind for buffer in buffers if int(buffer.bus) != buffer.place]
+    hint = f"out of the device's reach: {', '.join(bounced)}; 512 MiB of memory is enough" if bounced else ""
     yield Seen(
         (
             QuoteShown(
@@ -109,7 +111,7 @@ def story(stage: Stage) -> Story:
             ),
         ),
         (
-            names("The text is in RAM", KINDS, _with(found, _text), "guest RAM"),
+            names("The text is in RAM", KINDS, _with(found, _text), "guest RAM", hint),
             names("And the CPU reads it", KINDS, _with(_seen(engine, buffers), _text), "the program"),
             equal(
                 "The last transfer: from, to, bytes",

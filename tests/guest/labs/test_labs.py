@@ -39,6 +39,14 @@ BROKEN = {
     "stack-growth": ("ulimit -s 256", "is the limit of the stack lower"),
     "segfault": ("echo 0 >/proc/sys/debug/exception-trace", "exception-trace is 0"),
     "huge-pages": (f"echo never >{_THP}", "always madvise [never]"),
+    "dma-buffer": (
+        f"{labs.find('dma-buffer').prepare} && echo 0 >/proc/sys/vm/compact_unevictable_allowed",
+        "compact_unevictable_allowed is 0",
+    ),
+    "bounce-buffer": (
+        f"{labs.find('bounce-buffer').prepare} && echo 0 >/sys/bus/pci/drivers_autoprobe",
+        "/dev/edu: No such file",
+    ),
 }
 
 
