@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspector.snapshots.diff import Diff, diff
+from inspector.snapshots.frames import FrameDiff, Held, compare
 from inspector.snapshots.leaks import Leak, Leaks
 from inspector.snapshots.records import (
     AreaChange,
@@ -24,7 +25,9 @@ __all__ = [
     "CacheChange",
     "CacheState",
     "Diff",
+    "FrameDiff",
     "Handover",
+    "Held",
     "Holder",
     "Leak",
     "Leaks",
@@ -34,6 +37,7 @@ __all__ = [
     "TaskChange",
     "TaskState",
     "ZoneChange",
+    "compare",
     "diff",
     "take",
 ]

@@ -13,13 +13,11 @@ from inspector.errors import UsageError
 from inspector.kernel.owners import Owner
 from inspector.kernel.vmalloc import BUSY
 from inspector.snapshots import leaks, telling
+from inspector.snapshots.frames import FrameDiff, Held, compare
 from inspector.snapshots.leaks import Leaks
 from inspector.snapshots.records import (
     AreaChange,
-    Balance,
     CacheChange,
-    Handover,
-    Holder,
     ModuleChange,
     SpaceChange,
     TaskChange,
@@ -34,22 +32,15 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Diff:
+class Diff(FrameDiff):
     """What one snapshot has that an earlier one has not, and the other way round.
 
-    `pfns` (u8, sorted) are the frames that have another holder; `was` and `now` (u4) say which, as indices
-    into `holders`. `balances` are the holders that gained or lost frames, the largest growth first. A task
-    that changed its name is the same holder still. `seconds` lie between the two; `stack_callers` are the
-    vmalloc callers that kernel stacks come from. `str()` is a text for a person.
+    A task that changed its name is the same holder still. `seconds` lie between the two; `stack_callers` are
+    the vmalloc callers that kernel stacks come from. `str()` is a text for a person.
     """
 
     seconds: float
     page_size: int
-    holders: tuple[Holder, ...]
-    pfns: NDArray[np.uint64]
-    was: NDArray[np.uint32]
-    now: NDArray[np.uint32]
-    balances: tuple[Balance, ...]
     tasks: tuple[TaskChange, ...]
     caches: tuple[CacheChange, ...]
     areas: tuple[AreaChange, ...]
@@ -64,56 +55,6 @@ class Diff:
     def __bool__(self) -> bool:
         """Whether anything changed."""
         return bool(self.balances or self.tasks or self.caches or self.areas or self.modules or self.spaces)
-
-    @property
-    def net(self) -> int:
-        """Frames more in use than before."""
-        return sum(balance.net for balance in self.balances if balance.holder.used)
-
-    def balance(self, owner: Owner, label: str | None = None) -> Balance:
-        """What a holder gained and lost; without a label, all of a class, frames within the class aside."""
-        if label is not None:
-            holder = Holder(owner, label)
-            found = next((each for each in self.balances if each.holder == holder), None)
-            return found or Balance(holder, 0, 0, 0, 0)
-        of_class = np.array([holder.owner == owner for holder in self.holders], np.bool_)
-        was, now = of_class[self.was], of_class[self.now]
-        mine = [each for each in self.balances if each.holder.owner == owner]
-        return Balance(
-            Holder(owner),
-            before=sum(each.before for each in mine),
-            after=sum(each.after for each in mine),
-            gained=int(np.count_nonzero(now & ~was)),
-            lost=int(np.count_nonzero(was & ~now)),
-        )
-
-    def handovers(self) -> list[Handover]:
-        """The frames that changed hands by who had them and who has them, most first."""
-        keys = self.was.astype(np.uint64) * np.uint64(len(self.holders)) + self.now
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(np.diff(keys[order])) + 1
-        found = [
-            Handover(
-                self.holders[int(self.was[part[0]])], self.holders[int(self.now[part[0]])], self.pfns[part]
-            )
-            for part in np.split(order, edges)
-            if len(part)
-        ]
-        return sorted(found, key=lambda each: -len(each.pfns))
-
-    def gained(self, holder: Holder) -> NDArray[np.uint64]:
-        """The PFNs that a holder has and had not."""
-        return self._pfns(self.now, holder)
-
-    def lost(self, holder: Holder) -> NDArray[np.uint64]:
-        """The PFNs that a holder had and has no more."""
-        return self._pfns(self.was, holder)
-
-    def _pfns(self, side: NDArray[np.uint32], holder: Holder) -> NDArray[np.uint64]:
-        if holder not in self.holders:
-            return np.empty(0, np.uint64)
-        found: NDArray[np.uint64] = self.pfns[side == self.holders.index(holder)]
-        return found
 
     def leaked(self, *, frames: int = 0, objects: int = 0, ignore: Collection[Owner] = leaks.KEPT) -> Leaks:
         """What is in use and was not, without what the kernel keeps to be quick: see Leaks for the rule.
@@ -133,21 +74,15 @@ def diff(before: Snapshot, after: Snapshot) -> Diff:
         if getattr(before, what) != getattr(after, what):
             whose = " and ".join(f"{each.release} at {each.kaslr_offset:#x}" for each in (before, after))
             raise UsageError(f"these snapshots are of two guests, or of two boots of one: {whose}")
-    numbers: dict[Holder, int] = {}
-    was, now = _numbered(before, numbers, _renamed(before, after)), _numbered(after, numbers, {})
-    none = numbers.setdefault(Holder(Owner.NO_PAGE), len(numbers))
-    end = max(len(was), len(now))
-    was, now = (np.pad(side, (0, end - len(side)), constant_values=none) for side in (was, now))
-    pfns = np.flatnonzero(was != now)
-    holders = tuple(numbers)
+    frames = compare(_held(before), _held(after), _renamed(before, after))
     return Diff(
+        holders=frames.holders,
+        pfns=frames.pfns,
+        was=frames.was,
+        now=frames.now,
+        balances=frames.balances,
         seconds=after.taken - before.taken,
         page_size=after.page_size,
-        holders=holders,
-        pfns=pfns.astype(np.uint64),
-        was=was[pfns],
-        now=now[pfns],
-        balances=_balances(holders, was, now, pfns),
         tasks=_tasks(before.tasks, after.tasks),
         caches=_caches(before, after),
         areas=_areas(before, after),
@@ -158,44 +93,15 @@ def diff(before: Snapshot, after: Snapshot) -> Diff:
     )
 
 
+def _held(snapshot: Snapshot) -> Held:
+    return Held(snapshot.frames["owner"], snapshot.frames["detail"], snapshot.labels)
+
+
 def _renamed(before: Snapshot, after: Snapshot) -> dict[str, str]:
     """The new label of each task that changed its name: exec() is no handover."""
     now = {(task.pid, task.address): task for task in after.tasks}
     pairs = ((task, now.get((task.pid, task.address))) for task in before.tasks)
     return {was.label: task.label for was, task in pairs if task and task.comm != was.comm}
-
-
-def _numbered(snapshot: Snapshot, numbers: dict[Holder, int], renamed: dict[str, str]) -> NDArray[np.uint32]:
-    """The number of each frame's holder; holders that have none yet are given theirs."""
-    frames, width = snapshot.frames, len(snapshot.labels)
-    keys = frames["owner"].astype(np.int64) * width + frames["detail"]
-    table = np.zeros(len(Owner) * width, np.uint32)
-    for key in np.flatnonzero(np.bincount(keys, minlength=len(table))).tolist():
-        owner, detail = divmod(key, width)
-        label = _relabelled(snapshot.labels[detail], renamed)
-        table[key] = numbers.setdefault(Holder(Owner(owner), label), len(numbers))
-    found: NDArray[np.uint32] = table[keys]
-    return found
-
-
-def _relabelled(label: str, renamed: dict[str, str]) -> str:
-    """A label by the task's new name: it may have more before it, as `PTE table, sh (7)`."""
-    found = next((old for old in renamed if label.endswith(old)), None)
-    rest = label.removesuffix(found) if found else ""
-    return rest + renamed[found] if found and (not rest or rest.endswith(" ")) else label
-
-
-def _balances(
-    holders: tuple[Holder, ...], was: NDArray[np.uint32], now: NDArray[np.uint32], pfns: NDArray[np.int64]
-) -> tuple[Balance, ...]:
-    sides = (was, now, now[pfns], was[pfns])
-    columns = (np.bincount(side, minlength=len(holders)).tolist() for side in sides)
-    found = [
-        Balance(holder, *counts)
-        for holder, *counts in zip(holders, *columns, strict=True)
-        if counts[2] or counts[3]
-    ]
-    return tuple(sorted(found, key=lambda each: (-each.net, -each.gained, str(each.holder))))
 
 
 def _paired(
