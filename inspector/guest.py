@@ -171,6 +171,11 @@ class Guest(Linux):
         self._check_runs()
         return self.machine.spawn(command)
 
+    def put(self, data: bytes | Path, place: str, mode: int = 0o755) -> None:
+        """Write bytes, or a file of the host's, to a file in the guest. Raises as run()."""
+        self._check_runs()
+        self.machine.put(data.read_bytes() if isinstance(data, Path) else data, place, mode)
+
     def load_module(self, module: str | Path, **parameters: guest_modules.Parameter) -> Module:
         """Build a module where it is not built yet, and load it; gives where it lies.
 
