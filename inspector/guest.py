@@ -19,7 +19,7 @@ from inspector.kernel import (
 from inspector.kernel.modules import Module
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
-from inspector.machine import Completed, CpuRegisters, Machine, RunState
+from inspector.machine import Completed, CpuRegisters, LocalMachine, Machine, RunState
 from inspector.memory import MappedRam, RamBlock
 from inspector.progress import SILENT, Reporter
 from inspector.snapshots import Snapshot, take
@@ -134,6 +134,20 @@ class Guest(Linux):
         """Let the guest run, whoever stopped it. Raises GuestDied."""
         self.kernel.space.flush()
         self.machine.resume()
+
+    def restore(self) -> None:
+        """Put the guest back to the state in which boot() gave it, running; also one that hung or panicked.
+
+        What was read before stays as it was read; what is asked from now on is the new guest's. Raises
+        MachineError where the guest is not ours, its state was not kept, or it is held, and GuestDied.
+        """
+        if not isinstance(self.machine, LocalMachine):
+            raise MachineError("only who booted a guest can put it back: ask there, or boot one here")
+        with self._lock:
+            if self._depth:
+                raise MachineError("the guest cannot be put back inside paused()")
+            self.machine.restore()
+            self.kernel.space.flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

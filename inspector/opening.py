@@ -27,10 +27,13 @@ def boot(
     accel: AccelChoice = "auto",
     la57: bool = False,
     vmlinux: Path | None = None,
+    cold: bool = False,
     reporter: Reporter = SILENT,
 ) -> Guest:
     """Boot a guest and attach to it. `kernel` is a name of `kmi kernels` or a bzImage or vmlinux.
 
+    Where such a guest was booted before it goes on from the state that it then had, unless `cold`: see
+    docs/explanation/states.md. Guest.restore() puts it back to the state in which it is given here.
     With an `initrd` of the user's own there is no agent in the guest: run() and spawn() raise MachineError.
     The first time fetches the kernel and builds the guest image into the cache. Raises UsageError,
     ImageError, BootError, SymbolsError; leaves nothing behind when it does.
@@ -47,7 +50,7 @@ def boot(
         name=name,
         agent=initrd is None,
     )
-    started = machine.start(config, reporter)
+    started = machine.start(config, reporter, states=images.cache_dir() / "states", cold=cold)
     try:
         with reporter.task("Reading the kernel's names and types"):
             return Guest(started, vmlinux=vmlinux)

@@ -24,6 +24,7 @@
  *   WINDOW 16 bytes                          ACK s32; HELLO at start: the agent's pid in decimal
  *   FREE   u32 slot
  *   LOOK   u32 offset, u32 length            ACK s32: as DATA, the bytes are in the window
+ *   WAKE   u64 ns since 1970, random bytes   ACK s32: the clock is set
  *                                            SHOWOUT, SHOWERR  u32 offset, u32 length: as STDOUT and STDERR
  *
  * The window is memory that both sides see: QEMU's ivshmem-plain device (docs/specs/ivshmem-spec), or the file WINDOW.
@@ -38,6 +39,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -51,9 +53,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { PING = 1, RUN, SPAWN, KILL, PUT, DATA, DONE, WINDOW, FREE, LOOK };
+enum { PING = 1, RUN, SPAWN, KILL, PUT, DATA, DONE, WINDOW, FREE, LOOK, WAKE };
 enum { HELLO = 64, PONG, STDOUT, STDERR, EXIT, SPAWNED, ACK, SHOWOUT, SHOWERR };
 
 #define VERSION 1
@@ -538,6 +541,32 @@ static int upload_shown(uint32_t id, const unsigned char *p, uint32_t n)
 	return upload_data(id, window + offset, length);
 }
 
+/* ---- a new life ---- */
+
+/* The guest goes on from a saved state: it is later now, and other guests have the random numbers that it would give. */
+static int wake(const unsigned char *p, uint32_t n)
+{
+	static struct { struct rand_pool_info info; unsigned char bytes[64]; } random;
+	uint64_t ns;
+	struct timespec now;
+	int fd;
+
+	if (n < 8 || n - 8 > sizeof random.bytes)
+		return -EINVAL;
+	memcpy(&ns, p, 8);
+	now = (struct timespec){ .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+	random.info.buf_size = n - 8;
+	random.info.entropy_count = 8 * (n - 8);
+	memcpy(random.bytes, p + 8, n - 8);
+	fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		ioctl(fd, RNDADDENTROPY, &random);
+		ioctl(fd, RNDRESEEDCRNG);
+		close(fd);
+	}
+	return clock_settime(CLOCK_REALTIME, &now) < 0 ? -errno : 0;
+}
+
 /* ---- the loop ---- */
 
 static void handle(int type, uint32_t id, unsigned char *p, uint32_t n)
@@ -578,6 +607,9 @@ static void handle(int type, uint32_t id, unsigned char *p, uint32_t n)
 		break;
 	case LOOK:
 		send_s32(ACK, id, upload_shown(id, p, n));
+		break;
+	case WAKE:
+		send_s32(ACK, id, wake(p, n));
 		break;
 	}
 }

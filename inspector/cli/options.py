@@ -34,13 +34,14 @@ class GuestOptions:
     la57: bool = False
     append: str | None = None
     vmlinux: Path | None = None
+    cold: bool = False
     guest: str | None = None
     image: Path | None = None
     spawn: str | None = None
 
     def boot_options(self) -> list[str]:
         """The given options that only make sense for a guest that is booted here."""
-        names = ("kernel", "initrd", "memory", "cpus", "accel", "la57", "append")
+        names = ("kernel", "initrd", "memory", "cpus", "accel", "la57", "append", "cold")
         return [f"--{name}" for name in names if getattr(self, name) not in (None, False)]
 
 
@@ -61,6 +62,7 @@ BOOT_OPTIONS = (
     click.option("--la57", is_flag=True, help="Offer 5-level paging to the kernel."),
     click.option("--append", metavar="TEXT", help="More for the kernel's command line, like nopti."),
     click.option("--vmlinux", type=_FILE, help="Names and types from this vmlinux, not from guest memory."),
+    click.option("--cold", is_flag=True, help="Boot anew, where such a guest's booted state is kept."),
 )
 SHARE_OPTIONS = (
     click.option("--guest", metavar="NAME", help="Ask a guest that `kmi boot` holds open; boot none."),
@@ -134,6 +136,7 @@ def _open(options: GuestOptions, name: str) -> Guest:
         accel=options.accel or "auto",
         la57=options.la57,
         vmlinux=options.vmlinux,
+        cold=options.cold,
         reporter=reporter(),
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from inspector.machine.config import MachineConfig
 from inspector.machine.gdb import Gdb, Stop
-from inspector.machine.local import LocalMachine, start
+from inspector.machine.local import LocalMachine
 from inspector.machine.model import Completed, CpuRegisters, Machine, RamRange, RunState, Segment
 from inspector.machine.names import list_guests
 from inspector.machine.remote import RemoteMachine, connect
 from inspector.machine.share import Server, serve
+from inspector.machine.starting import start
 from inspector.machine.still import StillMachine
 
 __all__ = [

@@ -121,8 +121,11 @@ def _shared(name: str, size: int, fd: int) -> str:
     return f"memory-backend-file,id={name},size={size},mem-path=/proc/self/fd/{fd},share=on"
 
 
-def qemu_command(config: MachineConfig, accel: Accel, wiring: Wiring) -> list[str]:
-    """QEMU's command line, from its program's name on (QEMU docs: system/invocation)."""
+def qemu_command(config: MachineConfig, accel: Accel, wiring: Wiring, *, incoming: bool = False) -> list[str]:
+    """QEMU's command line, from its program's name on (QEMU docs: system/invocation).
+
+    `incoming`: it waits to be given the devices' state (QMP migrate-incoming).
+    """
     cpu = ("host" if accel.name == "KVM" else "max") + f",la57={'on' if config.la57 else 'off'}"
     return [
         f"qemu-system-{config.arch}",
@@ -144,8 +147,9 @@ def qemu_command(config: MachineConfig, accel: Accel, wiring: Wiring) -> list[st
         *("-object", _shared("window", window.SIZE, wiring.window_fd)),
         # The device reaches 4 GiB (QEMU hw/misc/edu.c has it reach 256 MiB): the driver's own mask decides.
         *("-device", "vmcoreinfo", "-device", "edu,dma_mask=0xffffffff"),
-        *("-device", "ivshmem-plain,memdev=window"),
+        *("-device", "ivshmem-plain,memdev=window,master=on"),  # a peer cannot be migrated: see devices.py
         *("-kernel", str(config.kernel), "-initrd", str(config.initrd)),
         *("-append", kernel_cmdline(config)),
         *config.extra,
+        *(("-incoming", "defer") if incoming else ()),
     ]

@@ -17,9 +17,10 @@ _HALTED = re.compile(rb"([^\r\n]*)[\r\n\s]*-- System halted")
 class Console:
     """Reads the console's socket on a thread of its own; QEMU never waits for us."""
 
-    def __init__(self, source: socket.socket) -> None:
+    def __init__(self, source: socket.socket, before: bytes = b"") -> None:
+        """`before`: what a guest that goes on from a saved state had said."""
         self._source = source
-        self._kept = bytearray()
+        self._kept = bytearray(before)
         self._lock = threading.Lock()
         self.last_heard = time.monotonic()
         """When the last byte came (time.monotonic)."""
@@ -43,6 +44,11 @@ class Console:
                     del self._kept[:-_KEEP]
                 self.total += len(data)
                 self.last_heard = time.monotonic()
+
+    def raw(self) -> bytes:
+        """All that is kept, as it came."""
+        with self._lock:
+            return bytes(self._kept)
 
     def text(self) -> str:
         """All that is kept (the last MiB at least), lines apart, other control characters made visible."""

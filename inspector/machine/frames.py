@@ -28,6 +28,7 @@ class Kind(IntEnum):
     WINDOW = 8
     FREE = 9
     LOOK = 10
+    WAKE = 11
     HELLO = 64
     PONG = 65
     STDOUT = 66

@@ -1,4 +1,4 @@
-"""A guest that this process starts, owns, and takes with it when it ends."""
+"""A guest that this process owns, and takes with it when it ends; it can be put back to how it was."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from inspector.errors import BootError, GuestDied, MachineError
 from inspector.machine import accel as accelerators
-from inspector.machine.config import MachineConfig, check_kernel
+from inspector.machine import devices, states
+from inspector.machine.config import MachineConfig
 from inspector.machine.console import Console
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
-from inspector.machine.names import check_free
 from inspector.machine.process import QemuProcess
 from inspector.machine.qmp import Qmp
 from inspector.machine.registers import parse_ram, parse_registers
 from inspector.machine.runcontrol import RunControl
 from inspector.machine.shell import Shell
+from inspector.machine.states import State
 from inspector.machine.stoploop import LocalStopLoop
 from inspector.progress import SILENT, Reporter
 from inspector.units import VirtAddr, format_size
@@ -33,14 +35,19 @@ _QUIET = 15.0
 _SILENT_KERNEL = 45.0
 _PANIC_GRACE = 3.0
 _RFLAGS_IF = 1 << 9
+# when a guest that just came up has settled: its CPUs are found halted so often, or this long has passed
+_IDLE_TIMES, _IDLE_TICK, _SETTLED = 4, 0.05, 2.0
 _INITRAMFS = re.compile(r"Initramfs unpacking failed: .*")  # init/initramfs.c
 _SHUTDOWNS = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest shut itself down"}
 
 
 class LocalMachine:
-    """A QEMU of ours: see the Machine protocol for what it answers. Made by `start`."""
+    """A QEMU of ours: see the Machine protocol for what it answers. Made by `start`.
 
-    def __init__(self, config: MachineConfig) -> None:
+    With a `state` QEMU waits for `wake`; the machine then has the state, and closes it.
+    """
+
+    def __init__(self, config: MachineConfig, state: State | None = None) -> None:
         self.config = config
         self.name = config.name
         taken = accelerators.detect(config.accel, config.la57)
@@ -52,19 +59,32 @@ class LocalMachine:
         self.blocks: list[RamRange] = []
         self._closed = False
         self._owner = os.getpid()
+        self._taken = taken
         self._qmp: Qmp | None = None
-        self._process = QemuProcess(config, taken, self._exited)
+        self.first_state = state
+        """What `restore` puts the guest back to; None: it cannot, and `no_state` says why."""
+        self.no_state = "its state was not kept"
+        self.ram_fd = os.memfd_create("kmi-ram")
         try:
-            self.ram_fd = self._process.ram_fd
-            self.console = Console(self._process.console)
-            self.control = RunControl(self._process.wiring.gdb_socket)
-            self.shell = Shell(
-                self._process.shell, lambda: self.control.state().running, self._process.window
-            )
+            os.ftruncate(self.ram_fd, config.memory)
+            self._process = QemuProcess(config, taken, self.ram_fd, self._exited, incoming=state is not None)
         except BaseException:
-            self._process.close()
+            os.close(self.ram_fd)
             raise
+        self.control = RunControl(self._process.wiring.gdb_socket)
+        self._connect()
         atexit.register(self.close)
+
+    def _connect(self) -> None:
+        """Take up the channels of the process that now is."""
+        self.control.gdb_socket = self._process.wiring.gdb_socket
+        self.console = Console(self._process.console, self.first_state.console if self.first_state else b"")
+        self.shell = Shell(self._process.shell, lambda: self.control.state().running, self._process.window)
+
+    def _open_monitor(self) -> Qmp:
+        self._qmp = Qmp(self._process.qmp, self.control.on_qmp_event, self._gone)
+        self.control.use_qmp(self._qmp)
+        return self._qmp
 
     # coming up
 
@@ -73,8 +93,7 @@ class LocalMachine:
         started = time.monotonic()
         with reporter.task(f"Booting Linux ({self.accel})", unit="s") as progress:
             try:
-                self._qmp = Qmp(self._process.qmp, self.control.on_qmp_event, self._gone)
-                self.control.use_qmp(self._qmp)
+                self._open_monitor()
                 while not self._is_up():
                     elapsed = time.monotonic() - started
                     progress.update(elapsed)
@@ -84,6 +103,74 @@ class LocalMachine:
             except GuestDied as error:
                 self._process.exited.wait(5)
                 raise self._boot_failed() from error
+
+    def wake(self, *, check: bool = True) -> None:
+        """Go on from the state that QEMU waits for; `check`: its RAM too. Raises MachineError, GuestDied."""
+        state = self.first_state
+        assert state
+        with ThreadPoolExecutor(1) as other:
+            checked = other.submit(state.check_ram) if check else None
+            state.fill(self.ram_fd)
+            qmp = self._open_monitor()
+            devices.set_pci_config(qmp, state.guest.pci)
+            devices.give(qmp, state.devices)
+            self.blocks = parse_ram(self.hmp("info mtree -f"))
+            if checked:
+                checked.result()
+        self.control.resume()
+        if state.guest.agent_pid:
+            self.shell.wake(state.guest.agent_pid, state.guest.window)
+
+    def save(self, folder: Path) -> State:
+        """The state as it is when nobody uses the guest, in a nameless file there. Raises MachineError."""
+        if self.config.agent:
+            self.shell.ping()  # its answer is the last on the line
+        self.hold("saving its state")
+        try:
+            qmp = self._monitor()
+            pci = devices.pci_config(qmp)
+            taken = devices.take(qmp)
+            about = states.Guest(self.shell.agent_pid, self.shell.window_shared, pci)
+            return states.save(folder, self.ram_fd, taken, self.console.raw(), about)
+        except OSError as error:
+            raise MachineError(f"{error.strerror} in {folder}") from error
+        finally:
+            self.release()
+
+    def settle(self) -> None:
+        """Wait until a guest that just came up has nothing more to do, two seconds at most."""
+        deadline, idle = time.monotonic() + _SETTLED, 0
+        while idle < _IDLE_TIMES and time.monotonic() < deadline:
+            idle = idle + 1 if all(cpu.halted for cpu in self.registers()) else 0
+            time.sleep(_IDLE_TICK)
+
+    def restore(self) -> None:
+        """Put the guest back to its first state, running: a new QEMU, the same RAM file, folder, listeners.
+
+        Whatever became of it: it may be paused, hung, panicked or killed. What others trace, and commands
+        that run in it, end with an error. Raises MachineError (no state was kept; somebody holds it),
+        GuestDied (closed).
+        """
+        if self._closed:
+            raise GuestDied("the guest is closed")
+        if self.first_state is None:
+            raise MachineError(f"this guest cannot be put back: {self.no_state}")
+        with self.control.renewed():
+            try:
+                before, shell, qmp = self._process, self.shell, self._qmp
+                self._process = QemuProcess(
+                    self.config, self._taken, self.ram_fd, self._exited, incoming=True, heir_of=before
+                )
+                before.leave()
+                shell.fail(MachineError("the guest was put back to its first state meanwhile"))
+                if qmp:
+                    qmp.close()
+                self._connect()
+                self.wake(check=False)
+            except BaseException as error:
+                self._process.close()
+                self.control.died(f"it could not be put back: {error}")
+                raise
 
     def _is_up(self) -> bool:
         if self.shell.hello.is_set():
@@ -138,9 +225,9 @@ class LocalMachine:
             return _SHUTDOWNS.get(self.control.shutdown, why) + self._after()
         return why
 
-    def _exited(self, why: str) -> None:
+    def _exited(self, process: QemuProcess) -> None:
         """QEMU is gone; on the watcher's thread."""
-        if not hasattr(self, "shell"):
+        if not hasattr(self, "shell") or process is not self._process:
             return
         why = self._last_words() if not self._closed else "closed"
         self.control.died(why)
@@ -295,27 +382,12 @@ class LocalMachine:
         self._process.close()
         if self._qmp:
             self._qmp.close()
+        if self.first_state:
+            self.first_state.close()
+        os.close(self.ram_fd)
 
     def __enter__(self) -> LocalMachine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def start(config: MachineConfig, reporter: Reporter = SILENT) -> LocalMachine:
-    """Start a guest and wait until it is up.
-
-    Raises UsageError (the name is taken), SetupError (no QEMU), BootError. Whatever ends it early, Ctrl-C
-    too, leaves nothing.
-    """
-    if config.name:
-        check_free(config.name)  # before the boot: `serve` would say so after it
-    check_kernel(config.kernel)
-    machine = LocalMachine(config)
-    try:
-        machine.boot(reporter)
-    except BaseException:
-        machine.close()
-        raise
-    return machine

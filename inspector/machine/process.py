@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from inspector.errors import SetupError
 from inspector.machine import supervisor
@@ -26,10 +27,21 @@ _GRACE = 10.0
 class QemuProcess:
     """A running QEMU with our ends of its channels. Raises SetupError where QEMU is not installed.
 
-    `on_exit(why)` is called once, on a thread of its own, when QEMU is gone.
+    `ram_fd` is the guest's RAM. `on_exit(process)` is called once, on a thread of its own, when QEMU is gone.
+    `incoming`: it waits for the state of its devices. `heir_of`: a process that `leave` ended, or will; ours
+    takes its folder over.
     """
 
-    def __init__(self, config: MachineConfig, accel: Accel, on_exit: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        accel: Accel,
+        ram_fd: int,
+        on_exit: Callable[[QemuProcess], None],
+        *,
+        incoming: bool = False,
+        heir_of: QemuProcess | None = None,
+    ) -> None:
         program = f"qemu-system-{config.arch}"
         if not shutil.which(program):
             raise SetupError(f"{program} is not installed: `make run` does it, or install qemu-system-x86")
@@ -39,19 +51,24 @@ class QemuProcess:
         self.why = ""
         """How QEMU ended, for a person; set before `on_exit` is called, and that before `exited`."""
         self._on_exit = on_exit
-        self.ram_fd = os.memfd_create("kmi-ram")
-        os.ftruncate(self.ram_fd, config.memory)
+        self._left = False
         self.window = Window()
-        self.folder, lock_fd = new_folder()
+        self.folder: Path
+        self._lock_fd: int
+        if heir_of and heir_of.folder.exists() and not heir_of.exited.is_set():
+            self.folder, self._lock_fd = heir_of.folder, os.dup(heir_of._lock_fd)
+        else:
+            self.folder, self._lock_fd = new_folder()
+        lock_fd = self._lock_fd
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
         self.console, self.shell, self.qmp = ours
         lifeline, self._lifeline = os.pipe2(os.O_CLOEXEC)
         status, status_end = os.pipe2(os.O_CLOEXEC)
         try:
             console, shell, qmp = (end.fileno() for end in theirs)
-            self.wiring = Wiring(self.ram_fd, console, shell, qmp, self.window.fd, self.folder)
+            self.wiring = Wiring(ram_fd, console, shell, qmp, self.window.fd, self.folder)
             spec = {
-                "command": qemu_command(config, accel, self.wiring),
+                "command": qemu_command(config, accel, self.wiring, incoming=incoming),
                 "fds": [*self.wiring.fds, lock_fd],
                 "hand_over": self.wiring.fds,
                 "folder": str(self.folder),
@@ -73,7 +90,7 @@ class QemuProcess:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
-            for fd in (lifeline, status_end, lock_fd):
+            for fd in (lifeline, status_end):
                 os.close(fd)
             for end in theirs:
                 end.close()
@@ -89,9 +106,10 @@ class QemuProcess:
                 if "exit" in told:
                     why = _describe(told["exit"], told["said"])
         self._supervisor.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)  # where the supervisor could not
+        if not self._left:
+            shutil.rmtree(self.folder, ignore_errors=True)  # where the supervisor could not
         self.why = why
-        self._on_exit(why)
+        self._on_exit(self)
         self.exited.set()
 
     def _drop_lifeline(self) -> None:
@@ -99,6 +117,13 @@ class QemuProcess:
             fd, self._lifeline = self._lifeline, -1
             if fd >= 0:
                 os.close(fd)
+
+    def leave(self) -> None:
+        """End QEMU as `close` does, but leave the folder to an heir: in it others have their sockets."""
+        self._left = True
+        with suppress(OSError):
+            os.write(self._lifeline, b"L")
+        self.close()
 
     def close(self) -> None:
         """End QEMU and take back all that it was given. Returns when the process and the folder are gone."""
@@ -117,9 +142,9 @@ class QemuProcess:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         self.window.close()
-        if self.ram_fd >= 0:
-            os.close(self.ram_fd)
-            self.ram_fd = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
 
 def _describe(code: int, said: str) -> str:

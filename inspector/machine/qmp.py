@@ -96,6 +96,15 @@ class Qmp:
         """What the command returns. Raises QmpError (refused, or not answered in time), GuestDied."""
         return self._do(self._client.execute(command, arguments or {}), timeout, f"QMP {command!r}")
 
+    def send_fd(self, name: str, fd: int) -> None:
+        """Give QEMU a descriptor, for uses of `fd:NAME` (QMP getfd). Raises as `execute` does."""
+
+        async def send() -> None:
+            self._client.send_fd_scm(fd)
+            await self._client.execute("getfd", {"fdname": name})
+
+        self._do(send(), 30.0, "QMP 'getfd'")
+
     def hmp(self, command: str, timeout: float = 30.0) -> str:
         """What the human monitor answers (QMP human-monitor-command). Raises as `execute` does."""
         work = self._client.execute("human-monitor-command", {"command-line": command})

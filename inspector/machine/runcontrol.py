@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,21 @@ from inspector.machine.stoploop import LocalStopLoop
 _SETTLE = 10.0
 _GDB_STOP = 3.0
 
+_News = queue.SimpleQueue[Callable[[], None] | None]
+
+
+def _tell(waiting: _News) -> None:
+    while (news := waiting.get()) is not None:
+        with suppress(Exception):  # a listener's fault is not the guest's
+            news()
+
 
 class RunControl:
     """The state, and the only door to change it. Thread-safe."""
 
     def __init__(self, gdb_socket: Path) -> None:
-        self._gdb_socket = gdb_socket
+        self.gdb_socket = gdb_socket
+        """Where the stub listens; another folder's once the guest was put back after its death."""
         self._qmp: Qmp | None = None
         self._gdb: Gdb | None = None
         self._gdb_lost = False
@@ -57,8 +67,7 @@ class RunControl:
         self._told = RunState("paused", "starting")
         self._listeners: list[StateListener] = []
         self._mourners: list[DeathListener] = []
-        self._news: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._tell, name="kmi-state", daemon=True).start()
+        self._begin_telling()
 
     # what happens
 
@@ -131,10 +140,50 @@ class RunControl:
                 self._news.put(lambda listener=listener: listener(state))  # type: ignore[misc]
         self._changed.notify_all()
 
-    def _tell(self) -> None:
-        while (news := self._news.get()) is not None:
-            with suppress(Exception):  # a listener's fault is not the guest's
-                news()
+    def _begin_telling(self) -> None:
+        self._news: _News = queue.SimpleQueue()
+        threading.Thread(target=_tell, args=(self._news,), name="kmi-state", daemon=True).start()
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Inside, another QEMU takes this one's place, and use_qmp() begins anew; nobody else gives orders.
+
+        Listeners stay, and hear nothing unless it was dead or the CPUs stand still after. Raises MachineError
+        where others hold the guest and do not let go.
+        """
+        deadline = time.monotonic() + _SETTLE
+        while True:
+            with self._order:
+                if not self._holds or self._dead is not None:
+                    self._forget()
+                    try:
+                        yield
+                    finally:
+                        with self._changed:
+                            self._held = False
+                            self._settle()
+                    return
+            if time.monotonic() > deadline:
+                raise MachineError("others hold the guest for a reading: end that first")
+            time.sleep(0.005)
+
+    def _forget(self) -> None:
+        """What was so with the QEMU that goes."""
+        with self._changed:
+            gdb, self._gdb = self._gdb, None
+            loop, self._loop = self._loop, None
+            was_dead, self._dead = self._dead is not None, None
+            self._qmp = self._stop = None
+            self._vm_running = self._gdb_running = self._gdb_lost = self._panicked = False
+            self._loop_at_stop = self._loop_held = False
+            self._holds, self.shutdown = 0, ""
+            self._held, self._asked = True, "being put back"  # as a hold: nobody is told
+            if was_dead:
+                self._begin_telling()
+        if gdb:
+            gdb.close()
+        if loop:
+            loop.abandon()
 
     # what is asked
 
@@ -280,7 +329,7 @@ class RunControl:
                 asked = self._asked
                 self._asked = "paused by gdb, attaching"
             try:
-                gdb = Gdb(self._gdb_socket, self._on_gdb_run, self._on_gdb_stop, self._on_gdb_end)
+                gdb = Gdb(self.gdb_socket, self._on_gdb_run, self._on_gdb_stop, self._on_gdb_end)
             except GdbError:
                 self.check_alive()
                 if was_running:  # the stub stopped it
@@ -310,7 +359,7 @@ class RunControl:
             if self._gdb:
                 self._gdb.close()  # the stub serves one client
             held = not self._state().running
-            loop = LocalStopLoop(Rsp(self._gdb_socket), self)
+            loop = LocalStopLoop(Rsp(self.gdb_socket), self)
             self._monitor().execute("query-status")  # the STOP event of our coming is there before its answer
             with self._changed:
                 self._gdb_lost = False

@@ -24,6 +24,7 @@ _KILL_GRACE = 10.0
 _PAUSED_GRACE = 2.0
 _SLICE = 0.1
 _REASON = 3.0
+_RANDOM = 32
 
 
 class _Request:
@@ -283,6 +284,27 @@ class Shell:
             ask(Kind.DONE)
         finally:
             self._end(number)
+
+    @property
+    def window_shared(self) -> bool:
+        """Whether the agent has taken the window."""
+        return self._window_shared
+
+    def wake(self, agent_pid: int, window_shared: bool, timeout: float = 30.0) -> None:
+        """Greet the agent of a guest that goes on from a saved state, in which it spoke and took the window.
+
+        The guest is told the time, and gets random numbers of its own. Raises CommandTimeout, MachineError.
+        """
+        self.agent_pid, self._window_shared = agent_pid, window_shared
+        self.hello.set()
+        number, request = self._begin()
+        try:
+            told = struct.pack("<Q", time.time_ns()) + os.urandom(_RANDOM)
+            error = self._ask(request, number, Kind.WAKE, told, timeout, "wake")
+        finally:
+            self._end(number)
+        if error:
+            raise MachineError(f"the guest's clock cannot be set: {os.strerror(-error)}")
 
     def ping(self, payload: bytes = b"", timeout: float = 5.0) -> float:
         """Seconds until the agent has sent `payload` back. Raises MachineError where it comes changed."""

@@ -131,6 +131,11 @@ class LocalStopLoop:
             self._closed = True
             self._gate.loop_ends(self._clear)
 
+    def abandon(self) -> None:
+        """QEMU is gone: nothing is to be taken out."""
+        self._closed = True
+        self._rsp.close()
+
     def _clear(self) -> None:
         try:
             for address in self._breakpoints:

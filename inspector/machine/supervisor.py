@@ -6,6 +6,7 @@ QEMU, those of them (`hand_over`) that QEMU alone may hold, `folder` to remove a
 `{"qemu": pid}`, then `{"exit": code, "said": last lines of stderr}`).
 
 - Our parent ends, even by SIGKILL, or closes the lifeline: QEMU is killed, the folder removed.
+- Our parent writes to the lifeline: QEMU is killed, the folder stays for the next one.
 - QEMU ends: its status is reported, the folder removed.
 - We die by SIGKILL: QEMU dies with us (PR_SET_PDEATHSIG, prctl(2)); the parent removes the folder.
 - All three at once: the folder's flock is free, and the next start sweeps it.
@@ -38,6 +39,7 @@ def main() -> None:
     os.set_inheritable(spec["lifeline"], False)
     os.set_inheritable(spec["status"], False)
     folder = Path(spec["folder"])
+    folder_stays = False
     qemu: subprocess.Popen[bytes] | None = None
     try:
         try:
@@ -50,7 +52,7 @@ def main() -> None:
         for fd in spec["hand_over"]:  # QEMU's alone from now on: their other ends must see it go
             os.close(fd)
         report(spec["status"], {"qemu": qemu.pid})
-        wait(qemu, spec["parent"], spec["lifeline"])
+        folder_stays = wait(qemu, spec["parent"], spec["lifeline"])
         code = qemu.poll()
         if code is None:
             qemu.kill()
@@ -60,7 +62,8 @@ def main() -> None:
         if qemu and qemu.poll() is None:
             qemu.kill()
             qemu.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        if not folder_stays:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(command: list[str], fds: list[int], folder: Path) -> subprocess.Popen[bytes]:
@@ -81,11 +84,16 @@ def start(command: list[str], fds: list[int], folder: Path) -> subprocess.Popen[
         )
 
 
-def wait(qemu: subprocess.Popen[bytes], parent: int, lifeline: int) -> None:
-    """Until QEMU, our parent or the lifeline ends. (A fork of our parent may hold the lifeline for ever.)"""
+def wait(qemu: subprocess.Popen[bytes], parent: int, lifeline: int) -> bool:
+    """Until QEMU, our parent or the lifeline ends, or our parent writes to it: then True.
+
+    (A fork of our parent may hold the lifeline for ever.)
+    """
     ends = [os.pidfd_open(qemu.pid), os.pidfd_open(os.getppid()), lifeline]
     if os.getppid() == parent:
-        select.select(ends, [], [])
+        ready, _, _ = select.select(ends, [], [])
+        return lifeline in ready and bool(os.read(lifeline, 1))
+    return False
 
 
 def said(folder: Path) -> str:

@@ -43,7 +43,7 @@ def test_ram_is_the_inherited_descriptor_shared(config: MachineConfig, wiring: W
 
 def test_devices_and_no_defaults(config: MachineConfig, wiring: Wiring) -> None:
     command = qemu_command(config, TCG, wiring)
-    devices = ["vmcoreinfo", "edu,dma_mask=0xffffffff", "ivshmem-plain,memdev=window"]
+    devices = ["vmcoreinfo", "edu,dma_mask=0xffffffff", "ivshmem-plain,memdev=window,master=on"]
     assert after(command, "-device") == devices
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(command)
 
