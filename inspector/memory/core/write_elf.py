@@ -17,6 +17,7 @@ _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SECTION_SIZE = 64
 _IDENT = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
 _CORE, _X86_64, _PT_LOAD, _PT_NOTE, _RWX = 4, 62, 1, 4, 7
+_NO_ALIGN = 0  # as /proc/vmcore: crash takes any other for a netdump, a form of 2002
 _WORD = (1 << 64) - 1
 
 
@@ -31,7 +32,7 @@ def write_elf(fd: int, machine: Machine, progress: Progress) -> None:
     for block in blocks:
         virtual = block.start + machine.page_offset & _WORD
         sizes = (block.size, block.size)
-        programs.append(_PROGRAM.pack(_PT_LOAD, _RWX, at, virtual, block.start, *sizes, PAGE))
+        programs.append(_PROGRAM.pack(_PT_LOAD, _RWX, at, virtual, block.start, *sizes, _NO_ALIGN))
         places.append((block.start, at))
         at += -(-block.size // PAGE) * PAGE
     count = 1 + len(blocks)
