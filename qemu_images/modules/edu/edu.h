@@ -34,8 +34,8 @@ struct edu_wish {
 #define EDU_SEND	_IO('E', 2)
 #define EDU_RECEIVE	_IO('E', 3)
 /*
- * EDU_RECEIVE in two: the device writes; the buffer is taken back (dma_sync_single_for_cpu()), which
- * a driver may forget. Errors: as above.
+ * EDU_RECEIVE in two: the device writes; the buffer is taken back (dma_sync_single_for_cpu()),
+ * which a driver may forget. Errors: as above.
  */
 #define EDU_WRITTEN	_IO('E', 5)
 #define EDU_SYNC	_IO('E', 6)

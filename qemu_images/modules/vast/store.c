@@ -37,8 +37,8 @@ static struct packed *vast_compress(struct page *page)
 }
 
 /*
- * Keep what a page holds, that nobody can write to any more, and note where. What is in the place of
- * `coming` goes as soon as this is done: in a full store pages can still be exchanged.
+ * Keep what a page holds, that nobody can write to any more, and note where. What is in the place
+ * of `coming` goes as soon as this is done: in a full store pages can still be exchanged.
  */
 int vast_pack(unsigned long index, struct page *page, const struct packed *coming)
 {

@@ -5,18 +5,27 @@ What the driver logs and what its borrower writes say where pages lie.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from inspector import Guest
 from inspector.errors import MachineError, NoSuchSymbol, NoSuchType, UsageError
 from inspector.images import build_module, cached_kernel, module_names
-from inspector.images.manifest import manifest
+from inspector.images.manifest import manifest, source_dir
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.owners import Owner
 from inspector.kernel.vmas import Vma
+from inspector.kernlog import KernelLog
+from inspector.snapshots.leaks import Leaks
+from inspector.snapshots.records import Holder
+from inspector.snapshots.snapshot import Snapshot
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
 pytestmark = pytest.mark.guest
@@ -25,6 +34,16 @@ Start = Callable[[Guest, str], int]
 
 WAYS = ("pfn", "remap", "page", "pages", "fault")  # as enum lender_way has them
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
+
+_TRIES, _USES = 5, 4
+
+# What uses each module well: programs that stay until they are killed.
+USES = {
+    "edu": [f"dma {kind}" for kind in ("pages", "kmalloc", "coherent", "pinned", "stale")],
+    "lender": [f"loan {way} 32 {how}" for way in WAYS for how in ("--account", "--movable --dontcopy")],
+    "shades": ["shades wb wc uc-", "shades uc- wb wc"],
+    "vast": ["sh -c 'dd if=/dev/zero of=/dev/vast bs=1M seek=99 count=4 2>&1; exec sleep 999'"],
+}
 
 
 @pytest.fixture(scope="module", params=manifest().built_for)
@@ -99,6 +118,79 @@ def test_builds_without_a_warning_and_with_types(bare: Guest, name: str) -> None
     assert "warning" not in log.lower()
     assert re.search(rf"BTF \[M\] .*{name}\.ko", log)
     assert "Skipping BTF" not in log
+
+
+def checkpatch() -> Path:
+    """The kernel's script, which headers' packages lack: CHECKPATCH names it, or sources lie in /usr/src."""
+    if not shutil.which("perl"):
+        pytest.skip("there is no perl for checkpatch.pl")
+    named = [Path(os.environ["CHECKPATCH"])] if "CHECKPATCH" in os.environ else []
+    found = [*named, *sorted(Path("/usr/src").glob("linux*/scripts/checkpatch.pl"))]
+    if not found:
+        pytest.skip("no checkpatch.pl: set CHECKPATCH to that of a kernel's sources")
+    return found[0]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_passes_checkpatch(name: str) -> None:
+    sources = sorted((source_dir() / "modules" / name).glob("*.[ch]"))
+    command = ["perl", str(checkpatch()), "--no-tree", "--strict", "--terse", "--no-summary", "-f"]
+    result = subprocess.run([*command, *sources], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+# The device reaches all of the guest's RAM then, and nothing is refused.
+PARAMETERS = {"edu": {"mask": 32}}
+
+
+def use(guest: Guest, start: Start, name: str, commands: list[str]) -> None:
+    """Load a module, have it used, unload it."""
+    guest.load_module(name, **PARAMETERS.get(name, {}))
+    try:
+        for command in commands:
+            pid = start(guest, command if command.startswith("sh ") else f"/labs/{command}")
+            guest.run(f"kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.02; done").check()
+    finally:
+        guest.unload_module(name)
+
+
+def leaked(guest: Guest, before: Snapshot) -> Leaks:
+    """What is in use that was not; what is freed late, by RCU or a worker, has some seconds to go."""
+    for _ in range(_TRIES):
+        if not (leaks := guest.snapshot().diff(before).leaked()):
+            break
+        guest.run("sleep 0.2").check()
+    return leaks
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_leaves_nothing_behind(bare: Guest, start: Start, name: str) -> None:
+    """A driver that leaks does so with each use; the kernel around it takes and keeps things now and then."""
+    log = KernelLog(bare)
+    use(bare, start, name, USES[name])  # what is made when it is done for the first time
+    grew: set[Holder] | None = None
+    for _ in range(_USES):
+        before = bare.snapshot()
+        use(bare, start, name, USES[name])
+        holders = {leak.holder for leak in leaked(bare, before).found}
+        grew = holders if grew is None else grew & holders
+        if not grew:
+            break
+    assert not grew
+    assert not log.complaint()
+
+
+def test_what_is_left_behind_is_found(bare: Guest, start: Start) -> None:
+    commands = ["loan page 4", "loan pfn 3 --forget"]
+    use(bare, start, "lender", commands)
+    bare.run("dmesg -c >/dev/null").check()
+    before = bare.snapshot()
+    use(bare, start, "lender", commands)
+    leaks = {leak.holder.owner: leak for leak in leaked(bare, before).found}
+    places = re.findall(r"page \d+ at (0x[0-9a-f]+)", bare.run("dmesg").check().stdout)[-3:]
+    lost = {int(place, 16) >> 12 for place in places}
+    assert leaks[Owner.UNMARKED].count == len(lost)
+    assert lost <= set(leaks[Owner.UNMARKED].pfns.tolist())
 
 
 def test_comes_and_goes(bare: Guest) -> None:
