@@ -26,6 +26,7 @@ from inspector.labs import (
     stack_growth,
     swapping,
     translate,
+    vast_range,
     zero_page,
 )
 from inspector.labs.runner import run
@@ -46,6 +47,7 @@ LABS: tuple[Lab, ...] = (
     huge_pages.LAB,
     dma_buffer.LAB,
     bounce_buffer.LAB,
+    vast_range.LAB,
 )
 """Every lab, in the order in which they are best read."""
 

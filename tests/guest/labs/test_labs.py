@@ -47,6 +47,7 @@ BROKEN = {
         f"{labs.find('bounce-buffer').prepare} && echo 0 >/sys/bus/pci/drivers_autoprobe",
         "/dev/edu: No such file",
     ),
+    "vast-range": ("echo 0 >/sys/kernel/debug/kprobes/enabled", "pwrite: Input/output error"),
 }
 
 
