@@ -135,6 +135,16 @@ class Guest(Linux):
         self.kernel.space.flush()
         self.machine.resume()
 
+    def mark(self) -> None:
+        """Let restore() put the guest back to what it is now: with the programs and modules that are in it.
+
+        Raises MachineError where the guest is not ours or its state cannot be kept, and as run().
+        """
+        self._check_runs()
+        if not isinstance(self.machine, LocalMachine):
+            raise MachineError("this guest is another process's: mark() it there")
+        self.machine.mark()
+
     def restore(self) -> None:
         """Put the guest back to the state in which boot() gave it, running; also one that hung or panicked.
 

@@ -120,6 +120,10 @@ class Linux:
         with self.still():
             return pages.page(self.kernel, pfn, owners)
 
+    def pfn(self, page: VirtAddr) -> Pfn:
+        """The frame that a struct page, by its address, is of (C: page_to_pfn()). Raises NoSuchFrame."""
+        return MemMap(self.kernel).pfn(page)
+
     def frames(self) -> NDArray[np.void]:
         """A row a PFN for all of memory, as kernel.owners.FRAME; owners() has the labels too."""
         return self.owners().rows

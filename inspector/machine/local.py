@@ -137,6 +137,13 @@ class LocalMachine:
         finally:
             self.release()
 
+    def mark(self) -> None:
+        """From now on `restore` puts the guest back to what it is at this moment. Raises MachineError."""
+        state = self.save(self._process.folder)
+        if self.first_state:
+            self.first_state.close()
+        self.first_state = state
+
     def settle(self) -> None:
         """Wait until a guest that just came up has nothing more to do, two seconds at most."""
         deadline, idle = time.monotonic() + _SETTLED, 0

@@ -1,0 +1,232 @@
+"""The pytest plugin: guests as fixtures, put back between tests, and reports that show their memory.
+
+Loaded by its entry point in every run of pytest: what costs is imported when a test wants a guest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from inspector.guest import Guest
+    from inspector.testing.asked import Asked
+    from inspector.testing.keeping import Kept
+    from inspector.testing.pool import Pool
+    from inspector.testing.spec import GuestSpec
+
+_CONSOLE = 30  # lines
+_GUESTS: pytest.StashKey[list[tuple[GuestSpec, Guest]]] = pytest.StashKey()
+_ASKED: pytest.StashKey[Asked] = pytest.StashKey()
+_KEPT: pytest.StashKey[Kept] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options, each with an ini setting of the same name."""
+    group = parser.getgroup("kmi", "guests of the kernel memory inspector")
+    for name, what in (
+        ("kernel", "Kernel for tests that name none: of `kmi kernels`, or a path; several: on each of them."),
+        ("initrd", "Initramfs of your own, instead of the one with the agent."),
+        ("accel", "auto, kvm or tcg."),
+    ):
+        group.addoption(f"--kmi-{name}", metavar=name.upper(), help=what)
+        parser.addini(f"kmi_{name}", what, default="")
+    cold = "Boot each guest: no cached state, a new KASLR base."
+    group.addoption("--kmi-cold", action="store_true", help=cold)
+    keep = "Keep the guest of the first test that fails up, and say how to look into it."
+    group.addoption("--kmi-keep", action="store_true", help=keep)
+    parser.addini("kmi_keep", keep, type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "guest(kernel=, memory=, cpus=, la57=, append=, modules=, files=, warnings=): the guest that a test "
+        "has; several kernels: the test runs on each",
+    )
+
+
+def _setting(config: pytest.Config, name: str) -> Any:
+    said = config.getoption(f"--kmi-{name}")
+    return said if said is not None and said is not False else config.getini(f"kmi_{name}")
+
+
+def _kernels(config: pytest.Config) -> list[str]:
+    said: str = _setting(config, "kernel") or "debian-6.1"
+    return said.replace(",", " ").split()
+
+
+def _said(item: Any) -> dict[str, Any]:
+    """What the markers of a test say, the nearest last."""
+    said: dict[str, Any] = {}
+    for marker in reversed(list(item.iter_markers("guest"))):
+        said |= marker.kwargs
+    return said
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that wants several kernels runs on each."""
+    if "kmi_kernel" in metafunc.fixturenames:
+        from inspector.testing.spec import kernels_of
+
+        kernels = kernels_of(_said(metafunc.definition), _kernels(metafunc.config))
+        if len(kernels) > 1:
+            metafunc.parametrize("kmi_kernel", kernels, indirect=True, scope="function")
+
+
+@pytest.fixture
+def kmi_kernel(request: pytest.FixtureRequest) -> str:
+    """The kernel that this test runs on."""
+    from inspector.testing.spec import kernels_of
+
+    chosen: str | None = getattr(request, "param", None)
+    return chosen or kernels_of(_said(request.node), _kernels(request.config))[0]
+
+
+@pytest.fixture(scope="session")
+def kmi_guests(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """The guests of this run, or under pytest-xdist of this worker."""
+    from inspector.testing.pool import Pool
+
+    config = request.config
+    options: dict[str, Any] = {"cold": config.getoption("--kmi-cold")}
+    if accel := _setting(config, "accel"):
+        options["accel"] = accel
+    if initrd := _setting(config, "initrd"):
+        options["initrd"] = Path(initrd)
+    pool = Pool(options)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, kmi_kernel: str, kmi_guests: Pool) -> Iterator[Guest]:
+    """A booted guest that other tests have too, as it was when the first of them had it."""
+    spec = _spec(request, kmi_kernel, {})
+    with _lent(request, spec, _prepared(lambda: kmi_guests.shared(spec))) as booted:
+        yield booted
+
+
+@pytest.fixture
+def guest_factory(
+    request: pytest.FixtureRequest, kmi_kernel: str, kmi_guests: Pool
+) -> Iterator[Callable[..., Guest]]:
+    """For guests of the test's own: called with the marker's words, which go before the marker's."""
+    with ExitStack() as stack:
+
+        def boot(**said: Any) -> Guest:
+            spec = _spec(request, said.pop("kernel", kmi_kernel), said)
+            booted = _prepared(lambda: kmi_guests.boot(spec))
+            stack.callback(_close, request, booted)
+            return stack.enter_context(_lent(request, spec, booted))
+
+        yield boot
+
+
+@pytest.fixture
+def fresh_guest(guest_factory: Callable[..., Guest]) -> Guest:
+    """A guest that this test alone has."""
+    return guest_factory()
+
+
+def _spec(request: pytest.FixtureRequest, kernel: str, more: dict[str, Any]) -> GuestSpec:
+    from inspector.errors import UsageError
+    from inspector.testing.spec import spec_of
+
+    try:
+        return spec_of(_said(request.node) | more, kernel, request.path.parent)
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _prepared(boot: Callable[[], Guest]) -> Guest:
+    """Boot; a tool that is missing skips the test, but fails it under CI."""
+    from inspector.errors import InspectorError, SetupError
+
+    try:
+        return boot()
+    except SetupError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    except InspectorError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@contextmanager
+def _lent(request: pytest.FixtureRequest, spec: GuestSpec, guest: Guest) -> Iterator[Guest]:
+    """The guest while a test has it: what it is asked is heard, and whether its kernel stays well is seen."""
+    from inspector.kernlog import KernelLog
+    from inspector.testing.asked import Asked
+
+    item = request.node
+    asked = item.stash.setdefault(_ASKED, Asked())
+    item.stash.setdefault(_GUESTS, []).append((spec, guest))
+    log = None if _setting(request.config, "initrd") else KernelLog(guest)
+    with asked.listening([guest]):
+        yield guest
+    if guest in (kept.guest for kept in [request.config.stash.get(_KEPT, None)] if kept):
+        return
+    if not guest.machine.alive:
+        pytest.fail(f"the guest died during this test: {guest.state().reason}", pytrace=False)
+    if log and not spec.warnings and (complaint := log.complaint()):
+        pytest.fail(
+            f"the guest's kernel complained during this test: {complaint}\n"
+            "(where that is meant to be: @pytest.mark.guest(warnings=True))",
+            pytrace=False,
+        )
+
+
+def _close(request: pytest.FixtureRequest, guest: Guest) -> None:
+    kept = request.config.stash.get(_KEPT, None)
+    if kept is None or kept.guest is not guest:
+        guest.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A report of a failure has what its guests' consoles said, and the memory that was asked about."""
+    report = yield
+    guests = item.stash.get(_GUESTS, [])
+    if not report.failed or not guests:
+        return report
+    for spec, guest in guests:
+        title = f"console of the guest ({spec.kernel})"
+        if guest.machine.alive or report.when == "call":
+            report.sections.append((title, guest.machine.console_tail(_CONSOLE)))
+    if report.when == "call":
+        report.sections.extend(item.stash[_ASKED].sections())
+        _keep(item, guests[-1][1], report)
+    return report
+
+
+def _keep(item: pytest.Item, guest: Guest, report: pytest.TestReport) -> None:
+    """Set the guest of the first failure aside, where that was asked for."""
+    config = item.config
+    if not _setting(config, "keep") or _KEPT in config.stash or not guest.machine.alive:
+        return
+    from inspector.testing.keeping import Kept
+
+    if hasattr(config, "workerinput"):
+        report.sections.append(("guest", "not kept: give --kmi-keep without pytest-xdist's -n"))
+        return
+    if isinstance(item, pytest.Function):
+        pool: Pool = item.funcargs["kmi_guests"]
+        pool.give_away(guest)
+    kept = config.stash[_KEPT] = Kept(guest, item.nodeid)
+    report.sections.append(("guest", kept.how))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A guest that is kept is there until Ctrl-C."""
+    kept = config.stash.get(_KEPT, None)
+    if kept:
+        kept.hold(config.get_terminal_writer().line)
