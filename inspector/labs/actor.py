@@ -169,7 +169,7 @@ class Actor:
         self.ask(f"unmap {va:#x} {pages}")
 
     def thin(self, va: int, pages: int) -> None:
-        """Give every other one of so many pages back."""
+        """Give every other 64 of so many pages back."""
         self.ask(f"thin {va:#x} {pages}")
 
     def lock(self, va: int, pages: int) -> None:

@@ -150,7 +150,7 @@ def story(stage: Stage) -> Story:
 
     yield Step(
         "Compaction",
-        "The program fills half of the free memory and gives every other page back: holes. The kernel is "
+        "The program fills half of the free memory and gives parts of it back: holes. The kernel is "
         "told to compact, as it does by itself for a huge page: from low frames into high holes.",
         (f"echo 1 >{_COMPACT}",),
         ("Thousands of ordinary pages move, and the locked one with them.",

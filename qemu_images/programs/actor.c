@@ -24,7 +24,7 @@ static const char usage[] =
 	"  smaps PLACE                                 the mapping's numbers in /proc/self/smaps, in KiB\n"
 	"  protect PLACE N none|r|rw|rx                mprotect\n"
 	"  advise PLACE N normal|cold|free|drop|pageout|thp|nothp    madvise\n"
-	"  thin PLACE N                                give every other page back: madvise DONTNEED\n"
+	"  thin PLACE N                                give every other 64 pages back: madvise DONTNEED\n"
 	"  lock PLACE N | unlock PLACE N | sync PLACE N | unmap PLACE N    mlock, munlock, msync, munmap\n"
 	"  peek PLACE BYTES | poke PLACE HEX           what is in memory there\n"
 	"  open NAME PATH | close NAME                 a device's file\n"
@@ -35,6 +35,7 @@ static const char usage[] =
 	"example: printf 'map page 1\\nread page\\n' | actor\n";
 
 #define NAMES 24
+#define HOLE 64
 #define LINE 4096
 #ifndef MADV_COLD
 #define MADV_COLD 20
@@ -289,10 +290,11 @@ static int advise(char *start, size_t size, const char *word)
 	return printf("error unknown advice %s\n", word);
 }
 
+/* Compaction looks for free pages in strides of up to 32, and would not see single ones (isolate_freepages). */
 static int thin(char *start, size_t pages)
 {
-	for (size_t i = 0; i < pages; i += 2)
-		if (madvise(start + i * PAGE, PAGE, MADV_DONTNEED))
+	for (size_t i = 0; i + HOLE <= pages; i += 2 * HOLE)
+		if (madvise(start + i * PAGE, HOLE * PAGE, MADV_DONTNEED))
 			return refuse("madvise");
 	settle();
 	return printf("ok\n");
