@@ -96,6 +96,45 @@ def test_a_kernel_before_vmcoreinfo(kernel: TinyKernel) -> None:
     fail(kernel, "nothing in the kernel image points to VMCOREINFO; is the guest still")
 
 
+def dumped(kernel: TinyKernel, lines: str = "") -> bytes:
+    """VMCOREINFO as a crash dump has it, phys_base with it (arch/x86/kernel/vmcore_info_64.c)."""
+    phys_base = kernel.va_to_pa(kernel.image) - (kernel.image - 0xFFFF_FFFF_8000_0000)
+    at = kernel.ram.index(b"OSRELEASE=")
+    text = bytes(kernel.ram[at : at + 4096]).rstrip(b"\0").decode()
+    return f"{text}NUMBER(phys_base)={phys_base}\nNUMBER(pgtable_l5_enabled)=0\n{lines}".encode()
+
+
+@pytest.mark.parametrize("slide", [0, 0x1A00_0000])
+def test_a_dump_without_control_registers(tiny_kernel: type[TinyKernel], slide: int) -> None:
+    """A kernel's own crash dump has none: where it lies is in VMCOREINFO. Or there is no CPU at all."""
+    kernel = tiny_kernel(slide=slide).build()
+    lost = kernel.cpu
+    lost.cr0 = lost.cr3 = lost.cr4 = lost.efer = lost.idt_base = 0
+    for cpus in ([lost, lost], []):
+        found = attach(kernel.memory, cpus, vmcoreinfo=dumped(kernel))
+        assert found.space.root == kernel.va_to_pa(kernel.data)
+        assert found.symbol("_stext") == kernel.image
+        assert found.space.format.name == "x86-64 4-level"
+
+
+def test_vmcoreinfo_that_leads_nowhere(kernel: TinyKernel) -> None:
+    text = dumped(kernel).decode()
+    for old, new, reason in (
+        ("NUMBER(phys_base)", "NUMBER(other)", "phys_base"),
+        ("SYMBOL(swapper_pg_dir)", "SYMBOL(other)", "swapper_pg_dir"),
+        ("NUMBER(phys_base)=-", "NUMBER(phys_base)=-9", "is not mapped"),
+        ("l5_enabled)=0", "l5_enabled)=1", "is not mapped"),
+        ("NUMBER(phys_base)=", "NUMBER(phys_base)=x", "not a number"),
+    ):
+        assert old in text
+        with pytest.raises(BadFormat, match=reason):
+            attach(kernel.memory, [], vmcoreinfo=text.replace(old, new).encode())
+    with pytest.raises(BadFormat, match="does not begin with OSRELEASE"):
+        attach(kernel.memory, [], vmcoreinfo=b"\0" * 100)
+    with pytest.raises(BadFormat, match="the guest has no CPU"):
+        attach(kernel.memory, [])
+
+
 def test_the_first_cpu_that_leads_there_will_do(kernel: TinyKernel) -> None:
     lost, good = kernel.cpu, kernel.cpu
     lost.cr0 = 0x10
