@@ -25,8 +25,8 @@ class Held:
 class FrameDiff:
     """The frames that have another holder.
 
-    `pfns` (u8, sorted) are those frames; `was` and `now` (u4) say whose, as indices into `holders`. `balances`
-    are the holders that gained or lost frames, the largest growth first.
+    `pfns` (u8, sorted) are those frames; `was` and `now` (u4) say whose, as indices into `holders`.
+    `balances` are the holders that gained or lost frames, the largest growth first.
     """
 
     holders: tuple[Holder, ...]

@@ -82,7 +82,7 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
         Action("open", "enter", "Open the frame under the cursor", "Page"),
         Action("zoom(1)", "plus,equals_sign", "Zoom in: fewer frames a cell", "Zoom", "+-"),
         Action("zoom(-1)", "minus", "Zoom out: more frames a cell", shown_key="-"),
-        Action("fit", "a", "Show all memory", "All"),
+        Action("fit", "a", "Show all memory"),
         Action(
             "next_state(1)", "n", "The next run of the owner under the cursor, or of what is lit", "Next", "n"
         ),
@@ -95,7 +95,9 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
         Action(
             "light", "l", "Light up the object under the cursor, then all of its owner, then nothing", "Light"
         ),
-        Action("glyphs", "g", "Letters, or colours alone", "Abc"),
+        Action("mark", "m", "Mark this moment, to see later what changed hands since", "Mark"),
+        Action("changes", "d", "Light up what changed hands since the mark, or no more", "Diff"),
+        Action("glyphs", "g", "Letters, or colours alone"),
     ),
     ViewName.PAGE: (
         Action("open", "enter", "Follow the link", "Follow"),

@@ -36,8 +36,8 @@ class ViewName(StrEnum):
 class Place:
     """A view and what it shows. A walk starts in task `pid`, at CR3 of `cpu`, or in the kernel's tables.
 
-    In the map of frames `owner` (an Owner) and `label` say what is to be lit; among slabs `label` is a cache,
-    among labs the one that is played.
+    In the map of frames `owner` (an Owner) and `label` say what is to be lit, or `changed` what changed hands
+    since the mark; among slabs `label` is a cache, among labs the one that is played.
     """
 
     view: ViewName
@@ -48,6 +48,7 @@ class Place:
     symbol: str | None = None
     owner: int | None = None
     label: str | None = None
+    changed: bool = False
 
 
 class Names(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -24,6 +24,7 @@ from inspector.kernel.zones import Zone
 from inspector.labs import Lab
 from inspector.labs.story import Event
 from inspector.machine import Completed, RunState
+from inspector.snapshots import FrameDiff, Held, compare
 from inspector.trace import Fault, FaultKind
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.places import Place
@@ -120,13 +121,22 @@ class WalkView:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The owner of every frame from PFN 0 on: `counts.states` are Owners, `details` index `labels`."""
+    """The owner of every frame from PFN 0 on: `counts.states` are Owners, `details` index `labels`.
+
+    `changes` are those since a mark; None where there is none.
+    """
 
     counts: FrameCounts
     details: NDArray[np.uint32]
     labels: tuple[str, ...]
     zones: tuple[Zone, ...]
     page_size: int
+    changes: FrameDiff | None = None
+
+    def since(self, mark: Frames) -> Frames:
+        """The same, with what changed hands since an earlier moment."""
+        before, now = (Held(each.counts.states, each.details, each.labels) for each in (mark, self))
+        return replace(self, changes=compare(before, now))
 
     def label(self, pfn: Pfn) -> str:
         """Which one of its owner's objects the frame belongs to; empty where that is not known."""

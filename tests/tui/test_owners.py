@@ -222,3 +222,42 @@ def test_owners_are_read_only_while_someone_looks(play: Play, source: FakeSource
         assert FramesView.DUTY >= 10
 
     play(script)
+
+
+def test_what_changed_hands_since_the_mark(play: Play, source: FakeSource, size: tuple[int, int]) -> None:
+    async def script(screen: Screen) -> None:
+        await screen.press("5")
+        await screen.shows("unattributed")
+        await screen.press("m")
+        await screen.shows("marked at", "d shows what changed hands since")
+        # What was page cache is anonymous, 64 free frames are slabs, and 2 of dentry are free.
+        source.frame_states, source.frame_details = source.frame_states.copy(), source.frame_details.copy()
+        source.frame_states[0x777], source.frame_details[0x777] = Owner.ANON, 1
+        source.frame_states[0xB40:0xB80], source.frame_details[0xB40:0xB80] = Owner.SLAB, 3
+        source.frame_states[0xB00:0xB02], source.frame_details[0xB00:0xB02] = Owner.FREE, 0
+        await screen.press("d")
+        text = await screen.shows("67 frames changed hands since", "+62 in use", "+64  s  inode_cache")
+        assert "-2  s  dentry" in text
+        assert "-62  ·  free" in text
+        frames = screen.app.query_one(FramesView)
+        assert frames.place.changed
+        lit = frames._lit
+        assert lit is not None
+        assert np.flatnonzero(lit).tolist() == [0x777, 0xB00, 0xB01, *range(0xB40, 0xB80)]
+        await screen.press("home", "n")
+        await screen.shows("PFN 0x77", "was page cache 1")
+        await screen.press("d")
+        await screen.until(lambda: "frames changed hands" not in screen.text())
+        await screen.shows("unattributed")
+
+    play(script, size)
+
+
+def test_without_a_mark_there_is_one_now(play: Play) -> None:
+    async def script(screen: Screen) -> None:
+        await screen.press("5")
+        await screen.shows("unattributed")
+        await screen.press("d")
+        await screen.shows("0 frames changed hands since", "nothing changed hands")
+
+    play(script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,16 +15,18 @@ from textual.containers import Container, Vertical
 from textual.widgets import Static
 
 from inspector.kernel.owners import Owner
+from inspector.snapshots import FrameDiff
 from inspector.tui import palette
 from inspector.tui.actions import VIEWS, bindings
 from inspector.tui.places import Place, ViewName
 from inspector.tui.source import Frames, Source
-from inspector.tui.views.base import Go, View
+from inspector.tui.views.base import Go, Reread, View
 from inspector.tui.widgets.drawing import Drawing, heading
 from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, format_size
 
 _NAMED = 8  # objects named under the cursor
+_CHANGED, _CHANGED_LINES = 20, 4  # owners in a column; lines where there is none
 
 
 class Legend(Drawing):
@@ -100,7 +103,7 @@ class UnderCursor(Drawing):
         zones = [
             zone.name for zone in self._frames.zones if zone.start_pfn < pfn + count and pfn < zone.end_pfn
         ]
-        parts = _owners(self._frames, pfn, count)
+        parts = [*_owners(self._frames, pfn, count), *_owners_before(self._frames.changes, pfn, count)]
         last = f"-{pfn + count - 1:#x}" if count > 1 else ""
         lines = [
             Text.assemble(("PFN ", palette.DIM), (f"{pfn:#x}{last}", f"bold {palette.ACCENT}")),
@@ -116,6 +119,44 @@ class UnderCursor(Drawing):
         for part in parts:
             part.truncate(width, overflow="ellipsis")
             text.append("\n").append_text(part)
+        return text
+
+
+class Changed(Drawing):
+    """Who gained and lost frames since the mark, most first: a column, or a few lines."""
+
+    def __init__(self) -> None:
+        super().__init__(id="changed")
+        self._changes: FrameDiff | None = None
+
+    def show(self, changes: FrameDiff | None) -> None:
+        """What changed."""
+        self._changes = changes
+        self.redraw()
+
+    def draw(self, width: int) -> Text:
+        """As many columns as fit."""
+        text = Text()
+        if self._changes is None:
+            return text
+        columns = max(1, width // 33)
+        if columns == 1:
+            heading(text, "Changed hands", width, "frames")
+        balances = sorted(self._changes.balances, key=lambda each: (-abs(each.net), -each.gained))
+        room = _CHANGED if columns == 1 else _CHANGED_LINES * columns
+        for index, each in enumerate(balances[:room]):
+            look = palette.OWNERS[each.holder.owner]
+            entry = Text.assemble(
+                (f"{each.net:>+8} ", f"bold {palette.FOREGROUND}"),
+                (f" {look.glyph} ", f"{palette.BACKGROUND} on {look.color}"),
+                f" {each.holder.label or look.name}",
+            )
+            entry.truncate(width // columns - 1, pad=True, overflow="ellipsis")
+            text.append("" if not index else " " if index % columns else "\n").append_text(entry)
+        if len(balances) > room:
+            text.append(f"\nand {len(balances) - room} more owners", palette.DIM)
+        elif not balances:
+            text.append("nothing changed hands", palette.DIM)
         return text
 
 
@@ -136,6 +177,21 @@ def _owners(frames: Frames, pfn: int, count: int) -> list[Text]:
     return texts
 
 
+def _owners_before(changes: FrameDiff | None, pfn: int, count: int) -> list[Text]:
+    """Who had these frames, of those that changed hands, most first."""
+    if changes is None:
+        return []
+    first, end = np.searchsorted(changes.pfns, np.array([pfn, pfn + count], np.uint64))
+    found, counts = np.unique(changes.was[first:end], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_NAMED].tolist()
+    return [
+        Text.assemble(
+            ("was ", palette.DIM), f"{changes.holders[found[index]]}", (f" {counts[index]}", palette.DIM)
+        )
+        for index in order
+    ]
+
+
 class FramesView(View[Frames]):
     """The map, what is under its cursor, and the legend."""
 
@@ -144,6 +200,11 @@ class FramesView(View[Frames]):
     DUTY = 10  # to tell every owner stops the guest longer than other questions do
     BINDINGS: ClassVar[list[BindingType]] = bindings(VIEWS[ViewName.FRAMES])
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._mark: Frames | None = None
+        self._marked_at = ""
+
     def compose(self) -> ComposeResult:
         """Side by side where there is room."""
         yield Static(id="frames-summary", classes="summary", markup=False)
@@ -151,11 +212,14 @@ class FramesView(View[Frames]):
             yield FrameMap()
             with Vertical(id="frames-side"):
                 yield Legend()
+                yield Changed()
                 yield UnderCursor()
 
     def request(self, place: Place) -> Callable[[Source], Frames]:
-        """All frames."""
-        return lambda source: source.frames()
+        """All frames, and what changed hands since the mark where that is to be shown."""
+        if (mark := self._mark) is None or not place.changed:
+            return lambda source: source.frames()
+        return lambda source: source.frames().since(mark)
 
     def enter(self, place: Place) -> None:
         """The map is the same wherever the cursor is to go: what there is stays."""
@@ -178,12 +242,21 @@ class FramesView(View[Frames]):
     @property
     def _lit(self) -> NDArray[np.bool_] | None:
         """The frames that the place wants lit; None where it wants none."""
+        if self.data is not None and (changes := self._changes) is not None:
+            lit = np.zeros(len(self.data.counts), np.bool_)
+            lit[changes.pfns[changes.pfns < lit.size].astype(np.int64)] = True
+            return lit
         if self.data is None or self.place.owner is None:
             return None
         return self.data.match(self.place.owner, self.place.label)
 
+    @property
+    def _changes(self) -> FrameDiff | None:
+        """What changed hands since the mark, where that is shown and known."""
+        return self.data.changes if self.data and self.place.changed else None
+
     def _light(self) -> None:
-        self._map.light(self.place.owner or 0, self._lit)
+        self._map.light(self._lit)
 
     def _arrive(self) -> None:
         """The cursor goes to the frame that the place names, or to the first one lit."""
@@ -200,12 +273,22 @@ class FramesView(View[Frames]):
     def _draw(self) -> None:
         self.query_one(UnderCursor).show(self.data, self._map)
         self.query_one(Legend).show(self.data)
+        self.query_one(Legend).display = self._changes is None
+        self.query_one(Changed).display = self._changes is not None
+        self.query_one(Changed).show(self._changes)
         if self.data is None:
             return
         frames, each = len(self.data.counts), 1 << self._map.shift
         size = self.data.page_size
         text = Text(no_wrap=True, overflow="ellipsis")
-        if self.place.owner is not None:
+        if (changes := self._changes) is not None:
+            text.append(f" {len(changes.pfns)} frames changed hands", f"bold {palette.WARN}")
+            text.append(f" since {self._marked_at}, {changes.net:+} in use", palette.FOREGROUND)
+            text.append(" · n next, d back · ", palette.DIM)
+        elif self._mark is not None and self.place.owner is None:
+            text.append(f"marked at {self._marked_at}", palette.FOREGROUND)
+            text.append(", d shows what changed hands since · ", palette.DIM)
+        elif self.place.owner is not None:
             lit = self._lit
             count, look = 0 if lit is None else int(lit.sum()), palette.OWNERS[self.place.owner]
             text.append(f" {look.glyph} {look.name} ", f"{palette.BACKGROUND} on {look.color}")
@@ -267,6 +350,20 @@ class FramesView(View[Frames]):
         elif self.place.owner == owner and self.place.label is None:
             owner = label = None
         self.post_message(Go(Place(ViewName.FRAMES, pfn=pfn, owner=owner, label=label), history=False))
+
+    def action_mark(self) -> None:
+        """What is shown now is what later is compared with."""
+        if self.data is not None:
+            self._mark, self._marked_at = self.data, time.strftime("%H:%M:%S")
+            self.post_message(Reread())
+            self._draw()
+
+    def action_changes(self) -> None:
+        """Show what changed hands since the mark; again, all as before."""
+        if self._mark is None:
+            self.action_mark()
+        pfn = self._map.pfn
+        self.post_message(Go(Place(ViewName.FRAMES, pfn=pfn, changed=not self.place.changed), history=False))
 
     def action_zoom(self, steps: int) -> None:
         """Zoom."""

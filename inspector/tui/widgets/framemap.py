@@ -59,7 +59,7 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         self._shift: int | None = None  # None: as much as fits
         self._pfn = 0
         self._letters = False
-        self._lit: tuple[int, NDArray[np.bool_], FrameCounts] | None = None
+        self._lit: tuple[NDArray[np.bool_], FrameCounts] | None = None
         self._styles: dict[int, Style] = {}
 
     # What it holds
@@ -85,9 +85,14 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         self._zones_at = {int(zone.start_pfn): zone.name for zone in frames.zones} if frames else {}
         self._arrange()
 
-    def light(self, owner: int, lit: NDArray[np.bool_] | None) -> None:
-        """Let only these frames of an owner stand out; None for all alike."""
-        self._lit = None if lit is None else (owner, lit, FrameCounts(lit.view(np.uint8), 2))
+    def light(self, lit: NDArray[np.bool_] | None) -> None:
+        """Let only these frames stand out, in their owners' colours; None for all alike."""
+        if lit is None or self._frames is None:
+            self._lit = None
+        else:
+            counts = self._frames.counts
+            dark = np.where(lit, counts.states, counts.kinds).astype(np.uint8)
+            self._lit = lit, FrameCounts(dark, counts.kinds + 1)
         self.refresh()
 
     def go(self, pfn: int) -> None:
@@ -118,7 +123,7 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         """The next place where the owner under the cursor, or what is lit, begins anew."""
         if self._frames is None:
             return
-        same = self._lit[1] if self._lit else self._frames.counts.states == self.majority(self.pfn)
+        same = self._lit[0] if self._lit else self._frames.counts.states == self.majority(self.pfn)
         begins = np.flatnonzero(same & ~np.concatenate(([False], same[:-1])))
         behind = self.pfn + (1 << self.shift) if step > 0 else self.pfn
         at = int(np.searchsorted(begins, behind)) - (step < 0)
@@ -235,9 +240,9 @@ class FrameMap(ScrollView, can_focus=True, inherit_bindings=False):
         share = counts.max(axis=1) / np.maximum(total, 1)
         bright = 1 + np.searchsorted(_SHARES, share, "right")
         if self._lit:
-            owner, _, lit_counts = self._lit
-            lit = lit_counts.cells(first << self.shift, count, self.shift)[:, 1]
-            state = np.where(lit > 0, owner, state)
+            by_owner = self._lit[1].cells(first << self.shift, count, self.shift)[:, :-1]
+            lit = by_owner.sum(axis=1)
+            state = np.where(lit > 0, by_owner.argmax(axis=1), state)
             share = lit / np.maximum(total, 1)
             bright = np.where(lit > 0, 2 + np.searchsorted(_SHARES[1:], share, "right"), 0)
         looks: NDArray[np.int64] = np.where(total > 0, state * len(_PURITY) + bright, -1)
