@@ -26,6 +26,7 @@ from inspector.units import PhysAddr, VirtAddr
 _IMAGE_START, _IMAGE_END = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_C000_0000
 # __START_KERNEL_map, arch/x86/include/asm/page_64_types.h
 _START_KERNEL_MAP = _IMAGE_START
+_WORD = (1 << 64) - 1
 _MAX_HOLE = 32 << 20
 _HEAD = np.dtype(f"S{len(vmcoreinfo.MAGIC)}")
 _MAX_IMAGE = 256 << 20  # bytes of the image that are searched; a stock kernel has 40 to 60 MiB
@@ -87,12 +88,14 @@ def locate_by(memory: PhysicalMemory, info: Vmcoreinfo) -> KernelLocation:
     C: arch_crash_save_vmcoreinfo() of arch/x86. Raises BadFormat.
     """
     try:
-        root = PhysAddr(info.symbol("swapper_pg_dir") - _START_KERNEL_MAP + info.number("phys_base"))
+        root = info.symbol("swapper_pg_dir") - _START_KERNEL_MAP + info.number("phys_base")
         deep = info.has("NUMBER(pgtable_l5_enabled)") and info.number("pgtable_l5_enabled") != 0
         text = info.symbol("_stext")
     except NoSuchSymbol as error:
         raise BadFormat(f"no Linux kernel found: {error}") from error
-    space = AddressSpace(memory, X86_64_5LEVEL if deep else X86_64_4LEVEL, root)
+    if not memory.contains(np.array([root & _WORD], np.uint64), 1)[0]:
+        raise BadFormat(f"no Linux kernel found: VMCOREINFO has swapper_pg_dir at {root:#x}, outside of RAM")
+    space = AddressSpace(memory, X86_64_5LEVEL if deep else X86_64_4LEVEL, PhysAddr(root))
     try:
         return _location(space, _image(space, text), info)
     except BadFormat as error:
