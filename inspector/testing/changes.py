@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from inspector.errors import UsageError
 from inspector.guest import Guest
 from inspector.testing import drawing
-from inspector.testing.claims import Claims
+from inspector.testing.claims import Claims, block
 from inspector.trace import Fault, FaultKind
 from inspector.units import VirtAddr, printable
 
 _KINDS = ("anon", "file", "shmem")
 
 
-@contextmanager
+@block
 def rss_growth(guest: Guest, pid: int, pages: int, *, kind: str = "") -> Iterator[None]:
     """Inside, a task's resident set grows by exactly so many pages; `kind`: `anon`, `file` or `shmem` alone.
 
@@ -50,7 +49,7 @@ class Faults:
     seen: tuple[Fault, ...] = ()
 
 
-@contextmanager
+@block
 def fault(
     guest: Guest, pid: int, *, at: VirtAddr, kind: FaultKind | None = None, times: int = 1
 ) -> Iterator[Faults]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from types import TracebackType
+from typing import Generic, ParamSpec, TypeVar
 
 from inspector.units import printable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Unexpected(AssertionError):
@@ -40,3 +47,33 @@ class Claims:
         ]
         drawn = ["", context()] if context else []
         raise Unexpected("\n".join([f"{self._subject}: not as expected", *lines, *drawn]))
+
+
+class _Block(AbstractContextManager[T], Generic[T]):
+    """A context manager whose failure a report shows at the test's `with`, not inside contextlib."""
+
+    def __init__(self, inner: AbstractContextManager[T, bool | None]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> T:
+        return self._inner.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        __tracebackhide__ = True
+        try:
+            return self._inner.__exit__(kind, error, trace)
+        except Unexpected as unexpected:
+            raise unexpected.with_traceback(None) from None
+
+
+def block(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
+    """As contextlib.contextmanager(), for expectations."""
+    made = contextmanager(function)
+
+    @wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T]:
+        return _Block(made(*args, **kwargs))
+
+    return make

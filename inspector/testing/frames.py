@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -15,7 +14,7 @@ from inspector.guest import Guest
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
 from inspector.testing import drawing
-from inspector.testing.claims import Claims
+from inspector.testing.claims import Claims, block
 from inspector.testing.places import Where, frames, name_of, size_of
 from inspector.units import Pfn, VirtAddr, format_size
 
@@ -93,7 +92,7 @@ def contiguous(
     return found
 
 
-@contextmanager
+@block
 def stays(where: Where, va: VirtAddr, size: int | str) -> Iterator[NDArray[np.uint64]]:
     """Inside, the range keeps its frames: the same PFNs before and after. Raises Unexpected."""
     __tracebackhide__ = True

@@ -6,14 +6,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
 from inspector.kernel.slab_tracks import jiffies, tracks
 from inspector.snapshots import Leak
 from inspector.snapshots.leaks import KEPT
-from inspector.testing.claims import Unexpected
+from inspector.testing.claims import Unexpected, block
 from inspector.trace import Allocation, AllocationTrace
 from inspector.units import VirtAddr, printable
 
@@ -27,7 +27,7 @@ _ALLOCATORS = re.compile(
 )
 
 
-@contextmanager
+@block
 def no_leaks(
     guest: Guest,
     *,
@@ -103,4 +103,7 @@ def _of_objects(guest: Guest, leak: Leak, started: int) -> Counter[str]:
 
 def _place(guest: Guest, address: VirtAddr) -> str:
     found = guest.symbol_at(address)
-    return f"{found[0].name}+{found[1]:#x}" if found else f"{address:#x}"
+    if not found:
+        return f"{address:#x}"
+    symbol, offset = found
+    return f"{symbol.name}+{offset:#x}" + (f" [{symbol.module}]" if symbol.module else "")

@@ -219,7 +219,7 @@ def _keep(item: pytest.Item, guest: Guest, report: pytest.TestReport) -> None:
         report.sections.append(("guest", "not kept: give --kmi-keep without pytest-xdist's -n"))
         return
     if isinstance(item, pytest.Function):
-        pool: Pool = item.funcargs["kmi_guests"]
+        pool: Any = item.funcargs["kmi_guests"]
         pool.give_away(guest)
     kept = config.stash[_KEPT] = Kept(guest, item.nodeid)
     report.sections.append(("guest", kept.how))

@@ -30,7 +30,7 @@ def test_a_message_has_a_page_of_its_own(guest: Guest) -> None:
         message = kernel.view("message", kernel.space.pointer(guest.symbol("ringlog_ring") + newest * 8))
         pfn = guest.pfn(message.ptr("page"))
         assert message.int("length") == 11
-        expect.page(guest, pfn, refcount=1, flags="!lru", charge="/", migratetype="Unmovable")
+        expect.page(guest, pfn, refcount=1, flags="!lru", charge="", migratetype="Unmovable")
         assert guest.read_phys(pfn * 4096, 11) == b"a" * 11
 
 
