@@ -183,9 +183,9 @@ def _forked(desk: Desk, number: Loan, page: Loan, fault: Loan) -> Generator[Even
         "Of a shared mapping fork() copies the entries only where a page fault might not bring them back: "
         "with VM_PFNMAP or VM_MIXEDMAP.",
         ("pid_t child = fork();", "char c = page[0];   /* in the child, of vmf->page */"),
-        ("vmf_insert_pfn, vm_insert_page: the child has entries too. The latter count.",
-         "vmf->page: it has none. As it reads, the driver is asked again.",
-         "VM_DONTCOPY: it does not even have the mapping."),
+        ("vmf_insert_pfn, vm_insert_page: copied. The second counts: mapcount 2.",
+         "vmf->page: not copied. As the child reads, the driver is asked again.",
+         "VM_DONTCOPY: the child does not even have the mapping."),
     )  # fmt: skip
     kept = desk.lend("page", DONTCOPY, "kept")
     parent.write(kept.va, 9)
@@ -195,7 +195,7 @@ def _forked(desk: Desk, number: Loan, page: Loan, fault: Loan) -> Generator[Even
     after = [_mapped(desk, loan) for loan in loans]
     names = *(loan.call for loan in loans[:3]), "VM_DONTCOPY"
     rows = tuple(
-        Number(f"addresses of it, {name}", now, "", was)
+        Number(f"addresses of the page of {name}", now, "", was)
         for name, now, was in zip(names, after, before, strict=True)
     )
     pss = parent.smaps(page.va)["Pss"]
@@ -263,11 +263,11 @@ def _not_moved(desk: Desk) -> Generator[Event, str | None, None]:
     stage, actor, guest = desk.stage, desk.actor, desk.guest
     yield Step(
         "A movable page that is not moved",
-        "GFP_HIGHUSER_MOVABLE takes pages from pageblocks that the kernel means to empty. It is asked to "
-        "move two pages away, the driver's and one of the program's own, and to compact memory.",
+        "GFP_HIGHUSER_MOVABLE takes pages from pageblocks that are meant to be emptied. The kernel is asked "
+        "to move two pages, one of the driver's and one of the program's own; then to compact memory.",
         (f"echo ADDRESS >{_SOFT_OFFLINE_PATH}", "echo 1 >/proc/sys/vm/compact_memory"),
-        ("Both lie in movable pageblocks. The program's is on an LRU list, and moves.",
-         "The driver's is on none, and has no movable_operations: refused, EIO. It stays."),
+        ("The program's is on an LRU list, and moves.",
+         "The driver's is on none, and has no movable_operations: EIO. It stays."),
     )  # fmt: skip
     desk.open("movable")
     loan = desk.map(desk.take("movable", "page", _SOME, MOVABLE), _SOME)
@@ -280,7 +280,9 @@ def _not_moved(desk: Desk) -> Generator[Event, str | None, None]:
     words = desk.words(_FLAGS, [ours.frame.pfn, loan.frames[0]])
     lru = ", ".join("yes" if word & _LRU else "no" for word in words)
     said = [_offline(desk, pfn * stage.page_size) for pfn in (ours.frame.pfn, loan.frames[0])]
+    before = _migrated(desk)
     guest.run("echo 1 >/proc/sys/vm/compact_memory", 120).check()
+    compacted = Number("pages that compaction has moved", _migrated(desk) - before, "")
     moved = stage.look(own)
     stayed = [
         stage.look(VirtAddr(loan.va + index * stage.page_size)).walk.pfn == pfn
@@ -289,8 +291,8 @@ def _not_moved(desk: Desk) -> Generator[Event, str | None, None]:
     logged = [found[0] for found in stage.log(r"Memory failure: .*: unhandlable page")]
     yield Seen(
         (
-            FrameShown("the program's", moved.frame or ours.frame, ours.frame),
             FrameShown("the driver's", desk.frame(loan), theirs.frame),
+            NumbersShown("pgmigrate_success in /proc/vmstat", (compacted,)),
             QuoteShown(f"{_LOG}:", tuple(logged[-1:])),
         ),
         (
@@ -361,6 +363,11 @@ def _file(rss: NumbersShown) -> NumbersShown:
 def _mapped(desk: Desk, loan: Loan) -> int:
     """How many addresses of processes lead to its first page."""
     return sum(alias.task is not None for alias in desk.guest.mapped_by(loan.frames[0]))
+
+
+def _migrated(desk: Desk) -> int:
+    """How many pages the kernel has migrated since it booted."""
+    return int(desk.guest.run("sed -n 's/^pgmigrate_success //p' /proc/vmstat").check().stdout)
 
 
 def _offline(desk: Desk, address: int) -> str:
