@@ -39,6 +39,7 @@ BROKEN = {
     "stack-growth": ("ulimit -s 256", "is the limit of the stack lower"),
     "segfault": ("echo 0 >/proc/sys/debug/exception-trace", "exception-trace is 0"),
     "huge-pages": (f"echo never >{_THP}", "always madvise [never]"),
+    "driver-page": (":", "is the program in one of its own?"),
     "dma-buffer": (
         f"{labs.find('dma-buffer').prepare} && echo 0 >/proc/sys/vm/compact_unevictable_allowed",
         "compact_unevictable_allowed is 0",
