@@ -28,7 +28,7 @@ from inspector.units import GIB, KIB, VirtAddr
 
 _GIB, _FRAMES = 16, 64
 _HERE, _THERE = 9 * GIB, 3 * GIB  # the page that the story is of; pages that drive it out
-_TEXT = b"far away"
+_TEXT, _FIRST = b"far away", "f"
 _COPIES = range(0, _GIB, 2)  # the GiB that are filled
 _SOURCE = "/proc/kallsyms"
 _SPECIAL = "SW9"  # _PAGE_BIT_SPECIAL is _PAGE_BIT_SOFTW1 (arch/x86/include/asm/pgtable_types.h)
@@ -125,7 +125,7 @@ def _by_user_space(
             checks.faults(seen.access, 1),
             checks.same_frame("The program's frame is the kernel's", first, here),
             checks.flags(here, on=f"P RW {_SPECIAL}"),
-            equal("What is read", _TEXT[0], seen.access.value, "the program"),
+            equal("What is read", _FIRST, chr(seen.access.value), "the program"),
             equal("Size and Rss", f"{_GIB << 20:,} KiB, 0 KiB", f"{smaps['Size']:,} KiB, {smaps['Rss']} KiB",
                   checks.SMAPS),
         ),
@@ -197,11 +197,11 @@ def _again(
 def _filled(space: Range) -> Generator[Event, str | None, None]:
     yield Step(
         "Fill it",
-        f"{_SOURCE} is written to every other GiB of the range, some thousand pages each, and the first copy "
-        "read back.",
+        f"{_SOURCE} is written to every other GiB of the range, a thousand pages and more, and the first "
+        "copy read back.",
         (f"dd if={_SOURCE} of=/dev/vast seek=...   # {len(_COPIES)} times",),
         ("LZO makes a third of such text. kmalloc() rounds up, and loses part of it.",
-         "The range holds more than it takes of RAM, tables and all."),
+         "The range holds more than it takes of RAM."),
     )  # fmt: skip
     slab = space.slab()
     for number in _COPIES:
@@ -257,7 +257,7 @@ def _given_back(stage: Stage, space: Range, page: VirtAddr) -> Generator[Event, 
     yield Seen(
         (sizes, EntryShown(gone, here), EntryShown(left, kernels)),
         (
-            equal("What is read", _TEXT[0], read.value, "the program"),
+            equal("What is read", _FIRST, chr(read.value), "the program"),
             holds("Page tables of the program", now < was, f"fewer than {was} KiB", f"{now} KiB, not {was}",
                   "struct mm_struct"),
             checks.not_present(gone),
@@ -296,8 +296,8 @@ _KPROBES = "echo 1 >/sys/kernel/debug/kprobes/enabled"
 LAB = Lab(
     name="vast-range",
     question="Can a driver have 16 GiB of addresses in 512 MiB of RAM?",
-    answer="Addresses cost nothing until they are touched; then tables, a frame or its compressed bytes. "
-    "User space has a door for it, vm_ops->fault. The kernel has none: not for production.",
+    answer="Addresses cost nothing until they are touched. User space has a door for that, "
+    "vm_ops->fault. The kernel has none, and what serves as one here is not for production.",
     story=story,
     prepare=_KPROBES,
     undo=_KPROBES,

@@ -13,10 +13,10 @@
  * Wrong, and only for a lesson:
  * - kernel_side.c: a kprobe as a page fault handler, and kallsyms_lookup_name() to call what is not
  *   exported. A CPU with IBT traps such calls; the next kernel may have inlined the function.
- * - A load that may fault and sleep looks like one that may not. Under a spinlock, or in an
- *   interrupt, it is an oops, and no compiler or lockdep told who wrote it. In a section of RCU it
- *   is not even noticed. What a driver should do: take and release pages explicitly around each
- *   use, as zram does; or have an accessor with an exception table, as BPF has for its arena.
+ * - A load that may fault and sleep looks like one that may not, and no compiler tells who writes
+ *   it. Under a spinlock or in an interrupt it is an oops; in a section of RCU it sleeps where
+ *   nobody may. What a driver should do: take and release pages explicitly around each use, as
+ *   zram does; or have an accessor with an exception table, as BPF has for its arena.
  * - tables.c frees page tables of the kernel's. Nobody else does that, but for huge vmap entries.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt

@@ -6,7 +6,6 @@
  * it is compressed it is taken from both, and from all TLBs: what is written later is written after
  * another fault, which waits for the lock, to a new frame.
  */
-#include <linux/gfp.h>
 #include <linux/slab.h>
 
 #include "range.h"
@@ -24,7 +23,7 @@ static int vast_make_room(struct present *place, const struct packed *coming)
 	int error;
 
 	if (!place->page) {
-		place->page = alloc_page(GFP_KERNEL);
+		place->page = alloc_page(VAST_GFP);
 		return place->page ? 0 : -ENOMEM;
 	}
 	if (!place->address)	/* left over from a failure */
@@ -59,7 +58,7 @@ struct page *vast_bring(unsigned long address)
 		error = vast_map(address, place->page);
 	if (error)
 		return ERR_PTR(error);
-	old = xa_store(&vast.pages, vast_index(address), xa_mk_value(vast.next), GFP_KERNEL);
+	old = xa_store(&vast.pages, vast_index(address), xa_mk_value(vast.next), VAST_GFP);
 	if (xa_is_err(old)) {
 		vast_unmap(address);
 		return ERR_PTR(xa_err(old));

@@ -5,6 +5,7 @@
 
 #include <linux/atomic.h>
 #include <linux/fs.h>
+#include <linux/gfp.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/path.h>
@@ -55,6 +56,9 @@ struct vast {
 };
 
 extern struct vast vast;
+
+/* Rather refuse a fault than have the OOM killer find who must go. */
+#define VAST_GFP (GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
 /* What no module may call by name: see kernel_side.c. */
 extern struct vm_struct *(*vast_reserve)(unsigned long size, unsigned long flags);

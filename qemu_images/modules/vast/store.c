@@ -3,7 +3,7 @@
  * Where pages are that are not in RAM: compressed by the kernel's own LZO, an object each.
  *
  * Of a page of zeros nothing is kept. What does not shrink is kept as it is. There is a limit, and
- * no allocation of ours shall start the OOM killer: what cannot be kept is refused to who faulted.
+ * no allocation here shall start the OOM killer: what cannot be kept is refused to who faulted.
  * kmalloc() rounds sizes up; who wants each byte takes zsmalloc, as zram does.
  */
 #include <linux/highmem.h>
@@ -12,8 +12,6 @@
 #include <linux/string.h>
 
 #include "range.h"
-
-#define VAST_GFP (GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
 static struct packed *vast_compress(struct page *page)
 {

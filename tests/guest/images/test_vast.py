@@ -10,6 +10,7 @@ import pytest
 from inspector import Guest
 from inspector.errors import LabFailed, MachineError, PageFault
 from inspector.images.manifest import manifest
+from inspector.kernel import xarray
 from inspector.kernel.vmalloc import VmallocArea
 from inspector.labs.actor import Actor
 from inspector.units import GIB, MIB, Pfn, VirtAddr
@@ -139,6 +140,20 @@ def test_it_is_kept_compressed(vast: Guest) -> None:
             name: value for name, value in told.items() if name != "refused"
         }
         assert view.ptr("start") == start_of(vast)
+
+
+def test_the_store_by_its_xarray(vast: Guest) -> None:
+    """Each page's entry: its place in the ring, or an object; together they are what the module counts."""
+    write(vast)
+    told = counts(vast)
+    with vast.paused():
+        pages = vast.kernel.view("vast", vast.symbol("vast")).at("pages")
+        entries = [xarray.load(pages, place * MIB // PAGE) for place in _PLACES]
+        kept = [entry for entry in entries if not xarray.is_value(entry)]
+        assert [xarray.is_value(entry) for entry in entries[-_FRAMES:]] == [True] * _FRAMES
+        sizes = [vast.kernel.view("packed", VirtAddr(entry)).int("size") for entry in kept]
+        assert xarray.load(pages, 1) == xarray.load(pages, 1 << 40) == 0
+    assert (len(kept), sum(sizes)) == (told["packed"], told["packed_bytes"])
 
 
 def test_what_was_never_written_is_zero(vast: Guest) -> None:
