@@ -22,6 +22,7 @@ KEPT = (Owner.PAGE_CACHE, Owner.SHMEM, Owner.SWAP_CACHE, Owner.PERCPU, Owner.HUG
 
 _KERNEL_TABLES = ", kernel"  # how owners.tables labels them
 _INODES = "inode_cache"
+_AREAS = "vmap_area"
 _RUNS = 6  # of PFNs, in a text
 
 
@@ -60,6 +61,8 @@ class Leaks:
     - files' pages, the swap cache, the huge zero page, the per-CPU allocator's memory (KEPT);
     - slab caches that are shrunk when memory is short (SLAB_RECLAIM_ACCOUNT), and what lives and dies with
       files, by name: `shmem_inode_cache`, `lsm_inode_cache`;
+    - the slab cache `vmap_area`: a record for each hole between areas too, and for each freed one that
+      waits to be purged; the pages of areas are counted by caller;
     - the kernel's own page tables, which are never given back;
     - the kernel stacks of tasks that are gone, of which each CPU keeps two for the next.
 
@@ -95,7 +98,7 @@ def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> 
             not holder.used
             or holder.owner in ignore
             or (holder.owner == Owner.PAGE_TABLE and holder.label.endswith(_KERNEL_TABLES))
-            or (holder.owner == Owner.SLAB and holder.label.endswith(_INODES))
+            or (holder.owner == Owner.SLAB and (holder.label.endswith(_INODES) or holder.label == _AREAS))
             or (holder.owner == Owner.VMALLOC and holder.label in diff.stack_callers)
         )
 
