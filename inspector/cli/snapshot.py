@@ -35,6 +35,7 @@ def snapshot(path: Path, options: GuestOptions) -> None:
     )
 
 
+_MOST = 12  # lines of a part
 _EXAMPLES = (
     "kmi diff before.kmi --guest lab      what changed up to now",
     "kmi diff before.kmi after.kmi --json",
@@ -54,7 +55,8 @@ def diff(
 ) -> None:
     """Tell what changed hands between two snapshots, or since one: by owner, task, cache and caller.
 
-    Without AFTER it is the guest as it is now, which must be the one that BEFORE was taken of.
+    Without AFTER it is the guest as it is now (--guest), or was when its memory was saved (--image): it must
+    be the one that BEFORE was taken of, not booted again since.
     """
     found = compare(before, after, options)
     if as_json:
@@ -65,17 +67,17 @@ def diff(
         output.write(text(found, None if every else _MOST) + "\n")
 
 
-_MOST = 12
-
-
 def compare(before: Path, after: Path | None, options: GuestOptions) -> Diff:
     """Read both. Raises BadSnapshot, UsageError."""
     was = Snapshot.load(before)
+    asked = options.guest is not None or options.image is not None
     if after is not None:
-        if options.guest is not None:
-            raise UsageError("give a second snapshot or --guest, not both")
+        if asked:
+            raise UsageError("give a second snapshot, or a guest with --guest or --image: not both")
         return Snapshot.load(after).diff(was)
-    if options.guest is None:
-        raise UsageError("a snapshot alone has nothing to differ from: give a second one, or --guest NAME")
+    if not asked:
+        raise UsageError(
+            "a snapshot alone has nothing to differ from: give a second one, --guest NAME or --image PATH"
+        )
     with opened(options) as opening:
         return opening.guest.snapshot().diff(was)
