@@ -17,6 +17,7 @@ from inspector.errors import SetupError
 from inspector.guest import GuestInfo
 from inspector.labs.story import (
     AliasesShown,
+    BlockShown,
     Check,
     Ending,
     EntryShown,
@@ -41,6 +42,7 @@ _ADDED, _GONE = "bold green", "bold red"
 _ACCESS = {"r": "read", "w": "write", "x": "fetch"}
 _WIDTH = 80  # columns of a picture
 _PAGES_A_LINE = 64
+_FREE_LEGEND = "0-a free, by order  c CPU's list  # ours  x not"
 _LEGEND = "P present, RW writable, US user, A accessed, D dirty, NX no code, SW Linux's own"
 
 
@@ -145,6 +147,8 @@ def _exhibit(exhibit: Exhibit) -> Iterable[RenderableType]:
             return _vma(exhibit)
         case PagesShown():
             return _pages(exhibit)
+        case BlockShown():
+            return _block(exhibit)
         case FaultShown(fault):
             error = "none" if fault.error is None else str(fault.error)
             how = f"{tell.mode(fault)} {_ACCESS[tell.access(fault)]}, error code {error}"
@@ -201,7 +205,7 @@ def _frame(exhibit: FrameShown) -> Table:
         text = "no" if value is None else str(value)
         if before is None or was == value:
             return [(f"  {what} ", "dim"), (text, "")]
-        return [(f"  {what} {was}→", "dim"), (text, _ADDED)]
+        return [(f"  {what} {'no' if was is None else was}→", "dim"), (text, _ADDED)]
 
     order = [("  order ", "dim"), (str(now.order), "")] if now.order else []
     counts = Text.assemble(
@@ -257,3 +261,12 @@ def _pages(exhibit: PagesShown) -> Iterable[RenderableType]:
     )
     for at in range(0, len(exhibit.states), _PAGES_A_LINE):
         yield Text("  " + exhibit.states[at : at + _PAGES_A_LINE], "cyan")
+
+
+def _block(exhibit: BlockShown) -> Iterable[RenderableType]:
+    yield Text.assemble(
+        (f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.start:#x}", "bold"),
+        (f"  {_FREE_LEGEND}", "dim"),
+    )
+    for row, count in exhibit.rows(_PAGES_A_LINE):
+        yield Text.assemble("  ", (row, "cyan"), (f" x{count}" if count > 1 else "", "dim"))

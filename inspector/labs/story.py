@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from inspector.arch import Walk
@@ -146,6 +147,22 @@ class PagesShown:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockShown:
+    """Frames in a row from `start` on, and of which moment. A letter each: `0` to `9` and `a` free, in a
+    block of that order; `c` free, on a CPU's list; `#` the program's; `@` the one followed; `x` somebody's.
+    """
+
+    when: str
+    start: Pfn
+    states: str
+
+    def rows(self, width: int) -> Iterator[tuple[str, int]]:
+        """The letters in rows of so many, and how often each comes in a row: a block may have 1024 frames."""
+        cut = (self.states[at : at + width] for at in range(0, len(self.states), width))
+        return ((row, len(list(same))) for row, same in groupby(cut))
+
+
+@dataclass(frozen=True, slots=True)
 class FaultShown:
     """A page fault, as the tracer saw it."""
 
@@ -168,6 +185,7 @@ Exhibit = (
     | AliasesShown
     | VmaShown
     | PagesShown
+    | BlockShown
     | FaultShown
     | QuoteShown
 )

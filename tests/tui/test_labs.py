@@ -12,6 +12,7 @@ from inspector.kernel.vmas import Vma
 from inspector.labs.story import (
     AliasesShown,
     AliasRow,
+    BlockShown,
     FaultShown,
     Number,
     NumbersShown,
@@ -149,6 +150,7 @@ def test_every_exhibit_is_drawn(play: Play, source: FakeSource) -> None:
         AliasesShown(Pfn(0x77), (AliasRow("[red]x", VirtAddr(0x7000), 0x77067, ("P", "RW")),)),
         VmaShown(area, replace(area, end=VirtAddr(0x7F0000003000))),
         PagesShown(VirtAddr(0x7F0000000000), "##..s"),
+        BlockShown("now", Pfn(0x1A00), "5" * 128 + "##c@"),
         FaultShown(source.faults[0]),
         QuoteShown("the console", ("[bold]\x1b[2J",)),
     )
@@ -159,6 +161,7 @@ def test_every_exhibit_is_drawn(play: Play, source: FakeSource) -> None:
         await screen.shows("Rss        1,024 KiB", "+24, was 1,000", "PFN 0x77 is mapped at", "[red]x 0x7000")
         await screen.shows("rw-p [heap] 12 KiB", "rw-p [heap] 16 KiB", "5 pages from 0x7f0000000000", "##..s")
         await screen.shows("page fault anonymous first touch w user", "error code W|U", "frame - → 0x5")
+        await screen.shows("now, 132 frames from 0x1a00", "5" * 64 + " x2", "##c@")
         await screen.shows(r"[bold]\x1b[2J")
         assert "\x1b" not in screen.text()
 

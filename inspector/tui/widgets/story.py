@@ -9,6 +9,7 @@ from rich.text import Text
 
 from inspector.labs.story import (
     AliasesShown,
+    BlockShown,
     Check,
     Ending,
     EntryShown,
@@ -37,6 +38,7 @@ from inspector.units import format_size, printable
 
 _LIT = palette.blend(palette.GOOD, palette.BACKGROUND, 0.35)
 _GONE = palette.blend(palette.BAD, palette.BACKGROUND, 0.25)
+_FREE = {"#": palette.ACCENT, "@": f"bold {palette.WARN}", "c": palette.DIM, "x": palette.BAD}
 _PAGES = {"#": palette.ACCENT, ".": palette.FAINT, "s": palette.WARN}
 
 
@@ -141,6 +143,8 @@ def _exhibit(exhibit: Exhibit, width: int) -> Iterable[Text]:
             return _vma(exhibit)
         case PagesShown():
             return _pages(exhibit, width)
+        case BlockShown():
+            return _block(exhibit, width)
         case FaultShown(fault):
             return [_fault(fault)]
         case QuoteShown(source, lines):
@@ -268,3 +272,19 @@ def _pages(exhibit: PagesShown, width: int) -> Iterator[Text]:
         for letter in exhibit.states[at : at + room]:
             line.append(letter, _PAGES.get(letter, palette.BAD))
         yield line
+
+
+def _block(exhibit: BlockShown, width: int) -> Iterator[Text]:
+    """What is free is green; equal rows are one, as a block may have many."""
+    yield Text.assemble(
+        (
+            f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.start:#x}  ",
+            f"bold {palette.FOREGROUND}",
+        ),
+        ("0-a free, by order  c CPU's list  # ours  x not", palette.DIM),
+    )
+    for row, count in exhibit.rows(max(16, min(64, (width - 6) // 16 * 16))):
+        line = Text("  ")
+        for letter in row:
+            line.append(letter, _FREE.get(letter, palette.GOOD))
+        yield line.append(f" x{count}" if count > 1 else "", palette.DIM)

@@ -22,6 +22,7 @@ _ALONE = (
 )
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _ON_TMPFS = "touch disk"
+_LONG_LISTS = "f=/proc/sys/vm/percpu_pagelist_high_fraction; cat $f >before; echo 8 >$f"
 
 StageFor = Callable[[labs.Lab], Guest]
 
@@ -39,6 +40,7 @@ BROKEN = {
     "stack-growth": ("ulimit -s 256", "is the limit of the stack lower"),
     "segfault": ("echo 0 >/proc/sys/debug/exception-trace", "exception-trace is 0"),
     "huge-pages": (f"echo never >{_THP}", "always madvise [never]"),
+    "page-life": (_LONG_LISTS, "percpu_pagelist_high_fraction is 8"),
     "driver-page": (":", "is the program in one of its own?"),
     "dma-buffer": (
         f"{labs.find('dma-buffer').prepare} && echo 0 >/proc/sys/vm/compact_unevictable_allowed",

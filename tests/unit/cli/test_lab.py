@@ -13,6 +13,7 @@ import pytest
 from inspector import labs
 from inspector.arch import X86_64_4LEVEL, walk
 from inspector.labs.story import (
+    BlockShown,
     Check,
     Ending,
     EntryShown,
@@ -56,6 +57,7 @@ EVENTS: list[Any] = [
             FrameShown("program", frame(2), frame(1)),
             NumbersShown("meminfo", (Number("AnonPages", 1234, "KiB", 1230),)),
             PagesShown(_VA, "#.s"),
+            BlockShown("before", Pfn(0x1000), "6" * 64 * 3 + "@" + "c" * 63),
             QuoteShown("the kernel's log", ("seg\x1b[31mfault",)),
         ),
         (Check("mapcount of the frame", True, "2", "2", "struct page"),),
@@ -97,6 +99,8 @@ def test_what_is_drawn(play: Any) -> None:
     assert "mapcount 1→2" in out
     assert "1,234  KiB  was 1,230, +4" in out
     assert "  #.s" in lines
+    assert "before, 256 frames from 0x1000  0-a free, by order  c CPU's list  # ours  x not" in lines
+    assert lines[lines.index("  " + "6" * 64 + " x3") + 1] == "  @" + "c" * 63
     assert "✓ mapcount of the frame: 2  (struct page)" in lines
     assert max(map(len, lines)) <= 80
 
