@@ -22,6 +22,7 @@ KEPT = (Owner.PAGE_CACHE, Owner.SHMEM, Owner.SWAP_CACHE, Owner.PERCPU, Owner.HUG
 
 _KERNEL_TABLES = ", kernel"  # how owners.tables labels them
 _INODES = "inode_cache"
+_WORKER = "kworker/"
 _AREAS = "vmap_area"
 _RUNS = 6  # of PFNs, in a text
 
@@ -64,7 +65,9 @@ class Leaks:
     - the slab cache `vmap_area`: a record for each hole between areas too, and for each freed one that
       waits to be purged; the pages of areas are counted by caller;
     - the kernel's own page tables, which are never given back;
-    - the kernel stacks of tasks that are gone, of which each CPU keeps two for the next.
+    - the kernel stacks of tasks that are gone, of which each CPU keeps two for the next;
+    - workers of the kernel's workqueues, which come as work comes: their stacks, and for each worker more one
+      object of each cache.
 
     What is freed late, by RCU or by a worker, is in use till then: take the second snapshot anew, some
     moments later, before a leak is believed. What is made once, when something is done for the first time,
@@ -93,9 +96,13 @@ class Leaks:
 def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> Leaks:
     """The leaks of a diff: see Leaks for the rule."""
 
+    workers = [task for task in diff.tasks if task.task.kernel_thread and task.task.comm.startswith(_WORKER)]
+    more_workers = max(0, sum((task.before is None) - (task.after is None) for task in workers))
+
     def kept(holder: Holder) -> bool:
         return (
             not holder.used
+            or (holder.owner == Owner.KERNEL_STACK and holder.label.startswith(_WORKER))
             or holder.owner in ignore
             or (holder.owner == Owner.PAGE_TABLE and holder.label.endswith(_KERNEL_TABLES))
             or (holder.owner == Owner.SLAB and (holder.label.endswith(_INODES) or holder.label == _AREAS))
@@ -109,7 +116,7 @@ def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> 
     ]
     for change in diff.caches:
         holder = Holder(Owner.SLAB, change.cache.name)
-        if change.objects > objects and not change.cache.reclaimable and not kept(holder):
+        if change.objects > objects + more_workers and not change.cache.reclaimable and not kept(holder):
             found.append(Leak(holder, change.objects, change.cache.size, diff.gained(holder)))
     return Leaks(tuple(sorted(found, key=lambda leak: -leak.count * leak.size)))
 

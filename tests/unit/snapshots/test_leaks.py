@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,14 @@ def test_runs(pfns: list[int], found: list[tuple[int, int]]) -> None:
 
 def test_runs_as_text() -> None:
     assert runs(np.array([1, 2, 5, 8], np.uint64), 2) == "0x1-0x2, 0x5, and 1 more runs"
+
+
+def test_a_worker_that_came_is_no_leak(before: Snapshot, after: Snapshot) -> None:
+    """Its stack, and one object of each cache for it."""
+    worker = replace(before.tasks[0], pid=30, comm="kworker/0:2", kernel_thread=True)
+    grown = replace(after, tasks=(*after.tasks, worker))
+    (filp,) = (leak for leak in grown.diff(before).leaked().found if leak.holder.owner == Owner.SLAB)
+    assert filp.count == 3  # more than the one that might be the worker's
+    assert not [
+        leak for leak in grown.diff(before).leaked(objects=2).found if leak.holder.owner == Owner.SLAB
+    ]
