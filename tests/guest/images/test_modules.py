@@ -42,7 +42,10 @@ USES = {
     "edu": [f"dma {kind}" for kind in ("pages", "kmalloc", "coherent", "pinned", "stale")],
     "lender": [f"loan {way} 32 {how}" for way in WAYS for how in ("--account", "--movable --dontcopy")],
     "shades": ["shades wb wc uc-", "shades uc- wb wc"],
-    "vast": ["sh -c 'dd if=/dev/zero of=/dev/vast bs=1M seek=99 count=4 2>&1; exec sleep 999'"],
+    "vast": [
+        "sh -c 'dd if=/dev/urandom of=/dev/vast bs=1M seek=99 count=4 2>&1; exec sleep 999'",
+        "sh -c '/labs/vast hammer 2 400 1000; exec sleep 999'",
+    ],
 }
 
 
