@@ -95,7 +95,6 @@ class Leaks:
 
 def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> Leaks:
     """The leaks of a diff: see Leaks for the rule."""
-
     workers = [task for task in diff.tasks if task.task.kernel_thread and task.task.comm.startswith(_WORKER)]
     more_workers = max(0, sum((task.before is None) - (task.after is None) for task in workers))
 
