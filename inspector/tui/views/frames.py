@@ -26,7 +26,8 @@ from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, format_size
 
 _NAMED = 8  # objects named under the cursor
-_CHANGED, _CHANGED_LINES = 20, 4  # owners in a column; lines where there is none
+_CHANGED, _CHANGED_LINES = 14, 4  # owners in a column; lines where there is none
+_WERE = 3  # owners named that frames under the cursor had before
 
 
 class Legend(Drawing):
@@ -103,7 +104,7 @@ class UnderCursor(Drawing):
         zones = [
             zone.name for zone in self._frames.zones if zone.start_pfn < pfn + count and pfn < zone.end_pfn
         ]
-        parts = [*_owners(self._frames, pfn, count), *_owners_before(self._frames.changes, pfn, count)]
+        parts = [*_owners_before(self._frames.changes, pfn, count), *_owners(self._frames, pfn, count)]
         last = f"-{pfn + count - 1:#x}" if count > 1 else ""
         lines = [
             Text.assemble(("PFN ", palette.DIM), (f"{pfn:#x}{last}", f"bold {palette.ACCENT}")),
@@ -183,7 +184,7 @@ def _owners_before(changes: FrameDiff | None, pfn: int, count: int) -> list[Text
         return []
     first, end = np.searchsorted(changes.pfns, np.array([pfn, pfn + count], np.uint64))
     found, counts = np.unique(changes.was[first:end], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_NAMED].tolist()
+    order = np.argsort(-counts, kind="stable")[:_WERE].tolist()
     return [
         Text.assemble(
             ("was ", palette.DIM), f"{changes.holders[found[index]]}", (f" {counts[index]}", palette.DIM)
