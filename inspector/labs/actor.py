@@ -91,7 +91,8 @@ class Actor:
     def _read(self, before: str = "") -> str:
         alive = f"[ -d /proc/{self.pid} ]"
         # Builtins alone: each command that is run costs page faults, of which a tracer sees every one.
-        once = "read -t 1 -r line <>out && break; i=$((i-1))"
+        # A read that times out loses what it had: so it waits for one byte, behind which is the line.
+        once = "read -t 1 -n 1 a <>out && read -t 9 -r b <>out && line=$a$b && break; i=$((i-1))"
         waits = f"i={_PATIENCE}; while [ $i -gt 0 ] && {alive}; do {once}; done"
         result = self._guest.run(
             f'cd {self._folder} && {alive} || exit 1; {before}line=; {waits}; echo "$line"', _PATIENCE * 2

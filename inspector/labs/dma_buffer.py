@@ -30,7 +30,7 @@ _OFFLINE = "/sys/devices/system/memory/soft_offline_page"
 _VMSTAT, _KERNEL = "/proc/vmstat", "the kernel's answer"
 _MOVED = "moved"
 _STAY = KINDS[:-1]
-_TRIES = 16
+_PARTS = 16
 _LIST_FLAGS = ("lru", "unevictable")
 _HEAD = f"  {'buffer':<9} {'frame':>8}  {'whose':<18} {'pageblock':<11} {'refcount':>8}  flags"
 
@@ -338,9 +338,13 @@ def _low_pages(stage: Stage) -> list[VirtAddr]:
 
 def _heir(stage: Stage, others: _Others, pfn: Pfn) -> VirtAddr:
     """Touch memory until the frame is under a page of the program's; where. Raises LabFailed."""
-    part = others.count // _TRIES
-    for number in range(_TRIES):
-        stage.actor.touch(others.start + number * part * stage.page_size, part)
+    part = others.count // _PARTS
+    for number in range(2 * _PARTS):
+        if number == _PARTS:
+            stage.actor.thin(others.start, others.count)  # once more from the start
+        # The frames on top of the CPU's list are those of the shells that talk to the program: mix them.
+        stage.guest.run("sleep 0 | sleep 0 | sleep 0 | sleep 0")
+        stage.actor.touch(others.start + number % _PARTS * part * stage.page_size, part)
         for va, frame in _frames_under(stage, others).items():
             if frame == pfn:
                 return VirtAddr(va)
