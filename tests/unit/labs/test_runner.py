@@ -35,6 +35,10 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *exc: object) -> None:
             seen.append("left")
 
+        def check_health(self) -> None:
+            if "sick" in seen:
+                raise LabFailed("the kernel complains: WARNING: CPU: 0")
+
     monkeypatch.setattr(runner, "Stage", Cardboard)
     return seen
 
@@ -174,3 +178,15 @@ def test_an_actor_that_never_comes_is_cleaned_up() -> None:
         Actor(guest, "false", "swapoff -a")  # type: ignore[arg-type]
     assert "kill -9 77" in guest.commands[-1]
     assert "swapoff -a" in guest.commands[-1]
+
+
+def test_a_kernel_that_complains(left: list[str]) -> None:
+    """All checks passed, and still."""
+
+    def story(stage: Any) -> Story:
+        yield Step("One", "words")
+        yield Seen((), (GOOD,))
+
+    events = told(story, prepare="sick")
+    assert events[-1] == Ending(False, "step 1: the kernel complains: WARNING: CPU: 0")
+    assert left[-1] == "left"
