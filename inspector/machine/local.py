@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ class LocalMachine:
         self.first_state = state
         """What `restore` puts the guest back to; None: it cannot, and `no_state` says why."""
         self.no_state = "its state was not kept"
+        self.states_folder: Path | None = None
+        """Where there is room for states; None: where temporary files go."""
         self.ram_fd = os.memfd_create("kmi-ram")
         try:
             os.ftruncate(self.ram_fd, config.memory)
@@ -139,7 +142,7 @@ class LocalMachine:
 
     def mark(self) -> None:
         """From now on `restore` puts the guest back to what it is at this moment. Raises MachineError."""
-        state = self.save(self._process.folder)
+        state = self.save(self.states_folder or Path(tempfile.gettempdir()))
         if self.first_state:
             self.first_state.close()
         self.first_state = state

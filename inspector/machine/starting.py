@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -67,6 +68,7 @@ def _boot(
     try:
         machine.boot(reporter)
         if cache:
+            machine.states_folder = cache.folder
             _keep(machine, reporter, cache, key)
         return machine
     except BaseException:
@@ -113,6 +115,7 @@ def _wake(config: MachineConfig, reporter: Reporter, cache: StateCache, key: str
             except BaseException:
                 state.close()
                 raise
+            machine.states_folder = cache.folder
             machine.wake()
         return machine
     except MachineError as error:
@@ -133,17 +136,23 @@ def state_key(config: MachineConfig, accel: Accel) -> str:
     QEMU itself and its command line, with the content of kernel and initrd; under KVM also the host's CPU,
     which the guest sees.
     """
-    content = {str(path): _digest(path) for path in (config.kernel, config.initrd)}
+    content = {str(path): _digest(path, *_identity(path)) for path in (config.kernel, config.initrd)}
     command = [content.get(word, word) for word in qemu_command(config, accel, _NOWHERE)]
     program = Path(shutil.which(command[0]) or command[0]).resolve()
-    about = program.stat() if program.exists() else None
-    made_by = [str(program), about and about.st_size, about and about.st_mtime_ns]
+    made_by = [str(program), *(_identity(program) if program.exists() else ())]
     host = Path("/proc/cpuinfo").read_text().split("\n\n")[0] if accel.name == "KVM" else ""
     host = "\n".join(line for line in host.splitlines() if "MHz" not in line)
     text = json.dumps([command, made_by, host, config.agent, config.ready_text])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _digest(path: Path) -> str:
+def _identity(path: Path) -> tuple[int, ...]:
+    """A file that somebody changed has another."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+@functools.lru_cache
+def _digest(path: Path, *_identity: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

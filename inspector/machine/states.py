@@ -61,6 +61,10 @@ class _About:
     console_size: int
     runs: int
     rest_crc: int
+    written_ns: int
+    """The file's modification time since it is whole."""
+    host_boot: str
+    """Since this boot of the host what was written is in the host's memory, be it on the disk yet or not."""
 
 
 class State:
@@ -90,9 +94,16 @@ class State:
         self._runs: NDArray[np.uint64] = runs.reshape(about.runs, 2)
 
     def check_ram(self) -> None:
-        """Raises MachineError where the RAM's bytes are not those that were saved."""
-        with mmap.mmap(self.fd, self._about.ram_size, prot=mmap.PROT_READ) as data:
-            if zlib.crc32(data) != self._about.ram_crc:
+        """Raises MachineError where the RAM's bytes are not those that were saved.
+
+        Nothing is read where nobody wrote to the file since it was whole, and the host has not been down.
+        """
+        about = self._about
+        if about.written_ns == os.fstat(self.fd).st_mtime_ns and about.host_boot == _host_boot():
+            return
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        with mmap.mmap(self.fd, about.ram_size, flags=flags, prot=mmap.PROT_READ) as data:
+            if zlib.crc32(data) != about.ram_crc:
                 raise MachineError("its RAM is damaged")
 
     def fill(self, ram_fd: int) -> None:
@@ -133,14 +144,22 @@ def save(folder: Path, ram_fd: int, devices: bytes, console: bytes, guest: Guest
             console_size=len(console),
             runs=len(runs),
             rest_crc=zlib.crc32(rest),
+            written_ns=(now := time.time_ns()),
+            host_boot=_host_boot(),
         )
         text = json.dumps(asdict(about)).encode()
         with os.fdopen(os.dup(fd), "wb") as file:
             file.write(rest + text + _FOOT.pack(_MAGIC, len(text), zlib.crc32(text)))
+        os.utime(fd, ns=(now, now))
         return State(fd)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _host_boot() -> str:
+    """Which boot of the host this is; random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _nameless(folder: Path) -> int:
@@ -216,7 +235,7 @@ class StateCache:
         try:
             state = State(fd)
             with suppress(OSError):
-                os.utime(self._path(key))  # used just now
+                os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))  # used just now
             return state
         except BaseException as error:
             os.close(fd)
@@ -252,7 +271,7 @@ class StateCache:
         for path in self.folder.glob("*" + _SUFFIX):
             with suppress(OSError):  # gone meanwhile
                 about = path.stat()
-                found.append((path.name != newest + _SUFFIX, -about.st_mtime_ns, about.st_size, path))
+                found.append((path.name != newest + _SUFFIX, -about.st_atime_ns, about.st_size, path))
         total = 0
         for _, _, size, path in sorted(found):
             total += size

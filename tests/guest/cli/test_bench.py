@@ -22,7 +22,7 @@ def test_rows(host: Any) -> None:
     assert list(rows) == [
         *("attach_cold_512M", "attach_cold_8G", "attach_warm_512M", "attach_warm_8G", "run_true"),
         *whole[:5],
-        *("trace_faults", "trace_stops"),
+        *("trace_faults", "trace_stops", "start", "restore"),
         *whole[5:],
         *("mappings", "walk", "zones_and_buddy"),
     ]

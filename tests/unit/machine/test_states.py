@@ -128,7 +128,7 @@ def test_those_used_longest_ago_go(tmp_path: Path, ram: Ram) -> None:
     cache = StateCache(tmp_path, limit=3 * state.size)
     for number in range(3):
         cache.keep(f"key{number}", saved(tmp_path, ram))
-        os.utime(tmp_path / f"key{number}.state", (number + 1, number + 1))
+        os.utime(tmp_path / f"key{number}.state", (number + 1, number + 1))  # used then
     used = cache.find("key0")
     assert used is not None
     cache.keep("key3", state)
