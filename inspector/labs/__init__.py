@@ -16,6 +16,7 @@ from inspector.labs import (
     accessed_dirty,
     aliases,
     bounce_buffer,
+    cached_uncached,
     copy_on_write,
     demand_paging,
     dma_buffer,
@@ -51,6 +52,7 @@ LABS: tuple[Lab, ...] = (
     driver_page.LAB,
     dma_buffer.LAB,
     bounce_buffer.LAB,
+    cached_uncached.LAB,
     vast_range.LAB,
 )
 """Every lab, in the order in which they are best read."""

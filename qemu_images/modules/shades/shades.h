@@ -26,9 +26,22 @@ struct shades_wish {
 	__u32 alias;	/* in a second mapping of the kernel's, by vmap() */
 	__u32 user;	/* in the mapping that mmap() makes, which must be one page */
 	__u32 way;	/* of that */
+	__u32 large;	/* take a page that a large entry of the direct map covers */
+};
+
+struct shades_window {
+	__u64 place;	/* a physical address, of a page */
+	__u32 shade;	/* not SHADE_WB: no device is cached */
+	__u32 reserved;
 };
 
 /* Take a page for this open file, once. Errors: EINVAL, EBUSY, ENOMEM. */
 #define SHADES_TAKE _IOW('S', 1, struct shades_wish)
+
+/* Change the page's type (enum shade) in the direct map. Errors: EINVAL, ENXIO; EBUSY: not WB. */
+#define SHADES_PAINT _IOW('S', 2, __u32)
+
+/* Map a page of a device, once. Errors: EINVAL, ENOMEM; EBUSY: it is RAM, or another driver's. */
+#define SHADES_IOREMAP _IOW('S', 3, struct shades_window)
 
 #endif

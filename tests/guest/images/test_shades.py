@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from inspector import Guest
+from inspector.errors import LabFailed
 from inspector.images.manifest import manifest
 from inspector.kernel.rmap import Alias
+from inspector.labs.actor import Actor
 from inspector.units import Pfn, PhysAddr
 
 pytestmark = pytest.mark.guest
@@ -131,3 +134,59 @@ def test_the_direct_map_is_cached_again_afterwards(shades: Guest, take: Take) ->
     found = modes(shades.mapped_by(page.pfn))
     assert found["direct map"] == "WB"
     assert found.get("kernel image", "WB") == "WB"
+
+
+# _IOW('S', ...) of qemu_images/modules/shades/shades.h
+_TAKE, _PAINT, _IOREMAP = 0x40145301, 0x40045302, 0x40105303
+
+
+@pytest.fixture
+def asker(shades: Guest) -> Iterator[Actor]:
+    """A task with /dev/shades open as `d`."""
+    actor = Actor(shades)
+    actor.open("d", "/dev/shades")
+    yield actor
+    actor.close()
+
+
+def test_a_page_that_a_large_entry_covers(shades: Guest, asker: Actor) -> None:
+    def kilobytes() -> int:
+        return int(shades.run("sed -n 's/DirectMap4k: *//p' /proc/meminfo").check().stdout.split()[0])
+
+    before = kilobytes()
+    asker.ioctl("d", _TAKE, struct.pack("=5I", 0, 0, 0, 0, 1))
+    (place,) = re.findall(r"shades: page at (0x\w+)", shades.run("dmesg").check().stdout)
+    assert kilobytes() == before
+    for shade, name in ((2, "UC-"), (0, "WB"), (1, "WC")):
+        asker.ioctl("d", _PAINT, struct.pack("=I", shade))
+        assert modes(shades.mapped_by(Pfn(int(place, 16) >> 12)))["direct map"] == name
+        assert kilobytes() > before
+    with pytest.raises(LabFailed, match="busy"):
+        asker.ioctl("d", _PAINT, struct.pack("=I", 2))
+
+
+def test_a_device_is_mapped_and_ram_is_not(shades: Guest, asker: Actor) -> None:
+    (device,) = (each for each in shades.pci_devices() if (each.vendor, each.device) == (0x1234, 0x11E8))
+    ram = re.findall(
+        r"^([0-9a-f]+)-[0-9a-f]+ : System RAM", shades.run("cat /proc/iomem").stdout, re.MULTILINE
+    )
+    for place, shade, error in (
+        (int(ram[-1], 16), 2, "busy"),
+        (device.bars[0].start, 0, "Invalid"),
+        (device.bars[0].start + 1, 2, "Invalid"),
+    ):
+        with pytest.raises(LabFailed, match=error):
+            asker.ioctl("d", _IOREMAP, struct.pack("=QII", place, shade, 0))
+    asker.ioctl("d", _IOREMAP, struct.pack("=QII", device.bars[0].start, 1, 0))
+    listed = shades.run("cat /sys/kernel/debug/x86/pat_memtype_list").check().stdout
+    assert re.search(rf"\[mem 0x0*{device.bars[0].start:x}-\w+\] write-combining", listed)
+
+
+@pytest.mark.parametrize(
+    ("request_", "data"),
+    [(_TAKE, struct.pack("=5I", 0, 0, 0, 0, 2)), (_TAKE, struct.pack("=5I", 3, 0, 0, 0, 0)),
+     (_PAINT, struct.pack("=I", 3))],
+)  # fmt: skip
+def test_what_makes_no_sense(asker: Actor, request_: int, data: bytes) -> None:
+    with pytest.raises(LabFailed, match="Invalid argument"):
+        asker.ioctl("d", request_, data)
