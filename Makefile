@@ -17,7 +17,8 @@ test: setup    ## All tests but those against other tools; ARGS="-k walk" picks 
 	@$(BIN)/python .ci/fetch.py
 	$(BIN)/pytest -m "not oracle" $(ARGS)
 
-test-oracle: setup .venv/oracle    ## Compare with drgn; fetches the kernel's -dbg package (850 MB) into the cache
+test-oracle: setup .venv/oracle    ## Compare with drgn and crash; fetches the kernel's -dbg package (850 MB)
+	@$(if $(ORACLES),.ci/install-packages $(ORACLES))
 	@$(BIN)/python .ci/fetch.py --debug debian-6.1
 	$(BIN)/pytest -m oracle $(ARGS)
 
@@ -65,6 +66,8 @@ MISSING = $(strip \
 	$(call need,/usr/lib/*/libc.a,libc6-dev) \
 	$(call need,pahole,pahole) \
 	$(if $(wildcard $(BIN)/python)$(PYTHON),,python3 python3-venv))
+
+ORACLES = $(strip $(call need,crash,crash) $(call need,makedumpfile,makedumpfile))
 
 setup: system .venv/ready
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,26 @@ def drgn() -> Any:
         return importlib.import_module("drgn")
     except ImportError:
         missing("drgn is not installed; `make test-oracle` does it")
+
+
+def program_at(name: str) -> Path:
+    """Where a program of the system is."""
+    found = shutil.which(name)
+    if found is None:
+        missing(f"{name} is not installed; `make test-oracle` does it")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def crash_program() -> Path:
+    """The crash utility."""
+    return program_at("crash")
+
+
+@pytest.fixture(scope="session")
+def makedumpfile() -> Path:
+    """What packs vmcores."""
+    return program_at("makedumpfile")
 
 
 @pytest.fixture(scope="session")

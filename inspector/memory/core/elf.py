@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat
 from inspector.memory.core import notes
-from inspector.memory.core.model import MemoryImage
+from inspector.memory.core.model import PAGE, MemoryImage
 from inspector.memory.core.source import Source, scratch
 from inspector.memory.physical import RamBlock
 from inspector.progress import Reporter
@@ -50,7 +50,9 @@ def read_elf(source: Source, reporter: Reporter) -> MemoryImage:
     if not holes:
         return MemoryImage(os.dup(source.fd), blocks, tuple(cpus), info, "ELF")
     fd, blocks = _unpack(source, blocks, holes, reporter)
-    return MemoryImage(fd, blocks, tuple(cpus), info, "ELF", ("what its segments leave out reads as zeros",))
+    left_out = sum(last - first for first, last in holes) // PAGE
+    remarks = (f"{left_out} pages were left out of it and read as zeros",)
+    return MemoryImage(fd, blocks, tuple(cpus), info, "ELF", remarks)
 
 
 def _programs(source: Source) -> NDArray[np.void]:

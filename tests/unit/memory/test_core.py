@@ -148,7 +148,7 @@ def test_what_a_segment_has_no_bytes_for_is_zero(tmp_path: Path) -> None:
     with opened(tmp_path, elf(loads, body=A + B)) as (image, ram):
         assert ram.read(PhysAddr(0), 3 * PAGE) == A + ZERO + B
         assert ram.read(PhysAddr(0x100000), PAGE) == ZERO
-        assert image.remarks
+        assert image.remarks == ("2 pages were left out of it and read as zeros",)
 
 
 def test_many_segments_are_counted_in_the_first_section(tmp_path: Path) -> None:
