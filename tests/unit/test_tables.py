@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -181,3 +182,23 @@ def test_without_pyarrow(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest
     for ask in (lambda: tables.frames(snapshot), lambda: tables.export(snapshot, tmp_path), tables.check):
         with pytest.raises(SetupError, match=r"pip install 'kernel-memory-inspector\[tables\]'"):
             ask()
+
+
+def test_the_how_tos_queries_run(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it stands in the page, where the page says that one is."""
+    duckdb = pytest.importorskip("duckdb")
+    page = (Path(__file__).parents[2] / "docs/how-to/sql.md").read_text()
+    queries = re.findall(r"```sql\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    for name in ("before", "after"):
+        tables.export(snapshot, Path("memory") / f"dump={name}")
+    found = [duckdb.sql(query).fetchall() for query in queries]
+    assert len(found) == 8
+    # The two are one: nothing changed hands, and each dump has the same.
+    changed, dumps = found[6], found[7]
+    assert changed == []
+    assert {(name, owner): count for name, owner, count in dumps} == {
+        (name, owner): int((snapshot.frames["owner"] == Owner[owner.upper()]).sum())
+        for name in ("before", "after")
+        for owner in ("anon", "slab", "free")
+    }
