@@ -12,7 +12,6 @@ What it rests on (QEMU gdbstub.c, softmmu/runstate.c):
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,20 +22,13 @@ from typing import Any
 from inspector.errors import GdbError, GuestDied, MachineError
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import DeathListener, RunState, StateListener
+from inspector.machine.news import News
 from inspector.machine.qmp import Qmp
 from inspector.machine.rsp import Rsp
 from inspector.machine.stoploop import LocalStopLoop
 
 _SETTLE = 10.0
 _GDB_STOP = 3.0
-
-_News = queue.SimpleQueue[Callable[[], None] | None]
-
-
-def _tell(waiting: _News) -> None:
-    while (news := waiting.get()) is not None:
-        with suppress(Exception):  # a listener's fault is not the guest's
-            news()
 
 
 class RunControl:
@@ -65,9 +57,7 @@ class RunControl:
         """Why QEMU ends, as its SHUTDOWN event says (QAPI ShutdownCause): `guest-reset`, `guest-shutdown`."""
         self._dead: str | None = None
         self._told = RunState("paused", "starting")
-        self._listeners: list[StateListener] = []
-        self._mourners: list[DeathListener] = []
-        self._begin_telling()
+        self._news = News()
 
     # what happens
 
@@ -124,9 +114,7 @@ class RunControl:
             self._dead = why
             self._settle()
             gdb, self._gdb = self._gdb, None
-            for mourner in self._mourners:
-                self._news.put(lambda mourner=mourner: mourner(why))  # type: ignore[misc]
-            self._news.put(None)
+            self._news.die(why)
         if gdb:
             gdb.close()
 
@@ -136,13 +124,8 @@ class RunControl:
             self._asked = ""
         if state != self._told and not state.held:
             self._told = state
-            for listener in self._listeners:
-                self._news.put(lambda listener=listener: listener(state))  # type: ignore[misc]
+            self._news.change(state)
         self._changed.notify_all()
-
-    def _begin_telling(self) -> None:
-        self._news: _News = queue.SimpleQueue()
-        threading.Thread(target=_tell, args=(self._news,), name="kmi-state", daemon=True).start()
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
@@ -179,7 +162,7 @@ class RunControl:
             self._holds, self.shutdown = 0, ""
             self._held, self._asked = True, "being put back"  # as a hold: nobody is told
             if was_dead:
-                self._begin_telling()
+                self._news.begin()
         if gdb:
             gdb.close()
         if loop:
@@ -206,14 +189,12 @@ class RunControl:
     def on_state(self, listener: StateListener) -> None:
         """Call `listener(state)` at every change, in order, on a thread that is for that alone."""
         with self._changed:
-            self._listeners.append(listener)
+            self._news.on_state(listener)
 
     def on_death(self, listener: DeathListener) -> None:
         """Call `listener(why)` when QEMU is gone, or soon where it is."""
         with self._changed:
-            self._mourners.append(listener)
-            if self._dead is not None:
-                threading.Thread(target=listener, args=(self._dead,), daemon=True).start()
+            self._news.on_death(listener, self._dead)
 
     def check_alive(self) -> None:
         """Raises GuestDied, with the reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import queue
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from inspector.errors import CommandTimeout, MachineError
+from inspector.machine.frames import Kind
 from inspector.machine.shell import Shell
 from inspector.machine.window import Window
 
@@ -86,6 +88,15 @@ def shell(wire: Wire) -> Shell:
 
 def test_hello_tells_the_pid(wire: Wire) -> None:
     assert wire.shell.agent_pid == wire.agent.pid
+
+
+def test_a_time_that_is_none_sets_no_clock(shell: Shell) -> None:
+    """The clock here is the host's own: only what the agent must refuse is sent."""
+    number, request = shell._begin()
+    for bad in (b"", bytes(7), bytes(8 + 65)):
+        error = shell._ask(request, number, Kind.WAKE, bad, 10, "wake")
+        assert -error == errno.EINVAL
+    shell._end(number)
 
 
 def test_streams_and_exit_code(shell: Shell) -> None:

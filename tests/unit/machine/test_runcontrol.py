@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,58 @@ def test_waiting_for_a_stop(bench: Bench) -> None:
     stopped = bench.control.wait_stop(10)
     assert stopped is not None
     assert stopped.kind == "paused"
+
+
+def test_another_qemu_takes_the_place_of_this_one_and_nobody_is_told(bench: Bench) -> None:
+    with bench.control.renewed():
+        assert bench.control.state() == RunState("paused", "being put back", held=True)
+        bench.cpus = Cpus(bench.control)
+        bench.cpus.running = False
+        bench.control.use_qmp(bench.cpus)
+        bench.control.resume()
+    assert bench.control.state() == RunState("running", "running")
+    bench.control.pause("the test")
+    assert bench.news.get(timeout=10).reason == "paused by the test"
+    assert bench.cpus.orders == ["cont", "stop"]
+
+
+def test_a_guest_that_died_lives_again(bench: Bench) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    bench.control.on_death(deaths.put)
+    bench.control.on_qmp_event("GUEST_PANICKED", {})
+    bench.control.died("killed")
+    assert deaths.get(timeout=10) == "killed"
+    with bench.control.renewed():
+        bench.cpus = Cpus(bench.control)
+        bench.control.use_qmp(bench.cpus)
+    assert bench.control.state() == RunState("running", "running")
+    assert [bench.news.get(timeout=10).kind for _ in range(2)][-1] == "running"
+    bench.control.died("again")
+    assert deaths.get(timeout=10) == "again"
+
+
+def test_who_holds_the_guest_is_waited_for(bench: Bench) -> None:
+    bench.control.hold()
+    order: list[str] = []
+
+    def release() -> None:
+        order.append("released")
+        bench.control.release()
+
+    threading.Timer(0.2, release).start()
+    with bench.control.renewed():
+        order.append("renewed")
+        bench.control.use_qmp(Cpus(bench.control))
+    assert order == ["released", "renewed"]
+
+
+def test_an_order_of_another_thread_waits_for_the_new_qemu(bench: Bench) -> None:
+    with bench.control.renewed():
+        pause = threading.Thread(target=bench.control.pause)
+        pause.start()
+        pause.join(0.2)
+        assert pause.is_alive()
+        bench.cpus = Cpus(bench.control)
+        bench.control.use_qmp(bench.cpus)
+    pause.join(10)
+    assert bench.cpus.orders == ["stop"]

@@ -189,3 +189,13 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert not folder.exists()
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_word_on_the_lifeline_ends_the_child_and_leaves_the_folder(start: Start) -> None:
+    run = start("sleep", "1000")
+    pid = (run.told() or {})["qemu"]
+    (run.folder / "other").touch()
+    os.write(run.lifeline, b"L")
+    assert run.process.wait(10) == 0
+    assert gone(pid)
+    assert (run.folder / "other").exists()
