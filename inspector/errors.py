@@ -18,7 +18,7 @@ The tree, and what each stands for:
     │   ├── NoSuchSymbol
     │   ├── NoSuchType
     │   ├── NoSuchField
-    │   └── BadFormat               kallsyms, BTF, VMCOREINFO or ELF data that cannot be read
+    │   └── BadFormat               kallsyms, BTF, VMCOREINFO, ELF or a memory image that cannot be read
     ├── BadSnapshot                 a file that holds no snapshot, or a damaged one
     ├── LabFailed                   a lab's premise is missing: the lab ends, and kmi exits 1
     └── KernelError                 Linux objects
@@ -106,7 +106,7 @@ class NoSuchField(SymbolsError):
 
 
 class BadFormat(SymbolsError):
-    """Kallsyms, BTF, VMCOREINFO or ELF data that cannot be read."""
+    """Kallsyms, BTF, VMCOREINFO, ELF or a memory image that cannot be read."""
 
 
 class BadSnapshot(InspectorError):

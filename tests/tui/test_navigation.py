@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from inspector.kernel.owners import Owner
+from inspector.machine import RunState
 from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import Place, ViewName
 from inspector.tui.views.tasks import TasksView
@@ -156,6 +157,23 @@ def test_space_pauses_and_resumes(play: Play, source: FakeSource) -> None:
         await screen.until(lambda: len(source.asked) > reads or "stopped" in screen.text())
         await screen.press("space")
         await screen.shows("RUNNING")
+
+    play(script, (80, 24))
+
+
+def test_a_saved_image_says_so(play: Play, source: FakeSource) -> None:
+    """And the space key that it cannot run; nobody asks the source to."""
+    source.run_state = RunState("saved", "saved image")
+
+    async def script(screen: Screen) -> None:
+        text = await screen.shows("SAVED IMAGE", "Linux 6.1.0-test", "read in")
+        assert "PAUSED" not in text
+        await screen.press("space")
+        await screen.shows("a saved image does not run", "SAVED IMAGE")
+        await screen.press("2")
+        text = await screen.shows("worker")
+        assert "does not run" not in text
+        assert source.run_state.kind == "saved"
 
     play(script, (80, 24))
 

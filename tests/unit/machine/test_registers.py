@@ -74,6 +74,16 @@ def test_every_cpu_in_long_mode() -> None:
     assert (second.cpu, second.rip, second.cpl, second.halted) == (1, 0x401000, 3, False)
 
 
+def test_segments_and_tables() -> None:
+    segments = parse_registers(LONG_MODE)[0].segments
+    assert set(segments) == {"es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt"}
+    assert segments["cs"] == (0x10, 0, 0xFFFFFFFF, 0xAF9B00)
+    assert segments["tr"] == (0x40, 0xFFFFFE0000003000, 0x4087, 0x8900)
+    assert segments["gs"].base == 0xFF2A55485F200000
+    assert segments["gdt"] == (0, 0xFFFFFE0000001000, 0x7F, 0)
+    assert parse_registers(REAL_MODE)[0].segments["cs"] == (0xF000, 0xFFFF0000, 0xFFFF, 0x9B00)
+
+
 def test_the_sixteen_general_registers() -> None:
     general = parse_registers(LONG_MODE)[0].general
     assert set(general) == {
