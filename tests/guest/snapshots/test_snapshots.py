@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import inspector
 from inspector import Guest
 from inspector.kernel.owners import Owner
 from inspector.snapshots import Diff, Snapshot
@@ -177,6 +178,18 @@ def test_kept_in_a_file(own: Guest, tmp_path: Path) -> None:
     assert str(after.diff(kept)) == str(after.diff(before))
     assert after.diff(kept).as_data() == after.diff(before).as_data()
     assert (tmp_path / "before").stat().st_size < before.nbytes // 10
+
+
+def test_a_memory_image_has_the_same(own: Guest, tmp_path: Path) -> None:
+    """What was saved while the guest stood still is what it held then."""
+    with own.paused():
+        before = own.snapshot()
+        own.save(tmp_path / "image")
+    with inspector.open(tmp_path / "image") as image:
+        diff = image.snapshot().diff(before)
+    assert not diff, str(diff)
+    own.run("ls -R /bin >/dev/null").check()
+    assert own.snapshot().diff(before)
 
 
 def test_a_quiet_guest_leaks_nothing(own: Guest) -> None:
