@@ -25,7 +25,7 @@ _PIN = 1024  # GUP_PIN_COUNTING_BIAS (include/linux/mm.h): what a pin adds to th
 
 @pytest.fixture(scope="module", params=manifest().built_for)
 def reachable(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
-    """A guest whose RAM the device reaches with its 28 bits, all of it."""
+    """A guest with no RAM beyond the 28 bits that the driver tells of unless it is told otherwise."""
     with boot_guest(request.param, "256M", 1) as guest:
         yield guest
 
@@ -60,7 +60,7 @@ class Transfer:
         self.guest.run(f"before={count}; kill -USR1 {self.pid}; {wait}").check()
 
 
-Run = Callable[[str], Transfer]
+Run = Callable[..., Transfer]
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def transfer(edu: Guest, start: Start) -> Iterator[Run]:
     """Send a buffer's bytes to the device and have them back; the task ends with the test."""
     pids: list[int] = []
 
-    def run(kind: str) -> Transfer:
-        pids.append(start(edu, f"/labs/dma {kind}"))
+    def run(kind: str, more: str = "") -> Transfer:
+        pids.append(start(edu, f"/labs/dma {kind} {more}"))
         log = edu.run("dmesg").check().stdout
         place, bus = re.findall(rf"buffer \d+ {kind}(?: at (0x\w+))? bus (0x\w+)$", log, re.MULTILINE)[-1]
         return Transfer(edu, pids[-1], PhysAddr(int(place or bus, 16)), PhysAddr(int(bus, 16)))
@@ -90,10 +90,22 @@ def test_the_bytes_come_to_where_the_driver_says(edu: Guest, transfer: Run, kind
         assert frame == done.place >> 12
 
 
+def interrupts(guest: Guest) -> int:
+    """How often the device has interrupted: once a transfer."""
+    (count,) = re.findall(r"^ *\d+: +(\d+) .*\bedu$", guest.run("cat /proc/interrupts").stdout, re.MULTILINE)
+    return int(count)
+
+
 def test_the_device_has_interrupted(edu: Guest, transfer: Run) -> None:
     transfer("pages").again()
-    (counts,) = re.findall(r"^ *\d+: +(\d+) .*\bedu$", edu.run("cat /proc/interrupts").stdout, re.MULTILINE)
-    assert int(counts) == 3  # there, back, and back again
+    assert interrupts(edu) == 3  # there, back, and back again
+
+
+def test_for_who_watches(edu: Guest, transfer: Run) -> None:
+    done = transfer("kmalloc", "2048 3")
+    done.again()  # when the three are over
+    assert interrupts(edu) == 2 + 2 * 3 + 1
+    assert done.said()[1] == "came"
 
 
 @pytest.mark.parametrize(("mask", "zone"), [(24, "DMA"), (28, "DMA32")])
@@ -138,3 +150,15 @@ def test_a_locked_page_moves_and_the_transfer_goes_astray(edu: Guest, transfer: 
 def test_leaves_no_warning_behind(edu: Guest, transfer: Run) -> None:
     transfer("pages")
     assert not int(edu.run("cat /proc/sys/kernel/tainted").stdout) & 1 << 9  # TAINT_WARN
+
+
+def test_out_of_reach_is_refused(reachable: Guest) -> None:
+    """Where there is no swiotlb the kernel refuses, and says so once a boot: the last test of this guest."""
+    reachable.load_module("edu", mask=24)
+    done = reachable.run("/labs/dma pinned")
+    reachable.unload_module("edu")
+    assert done.returncode
+    assert "cannot take 2048 bytes: Input/output error" in done.stderr
+    log = reachable.run("dmesg").stdout
+    (address,) = re.findall(r"edu .*: DMA addr (0x\w+)\+2048 overflow \(mask ffffff,", log)
+    assert int(address, 16) >= 1 << 24
