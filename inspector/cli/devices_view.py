@@ -11,7 +11,7 @@ from rich.text import Text
 
 from inspector.cli import output
 from inspector.cli.output import guest_text, heading
-from inspector.kernel.devices import Bar, PciDevice
+from inspector.kernel.devices import PciDevice, mask_text
 from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.swiotlb import SLOT
 from inspector.units import format_size
@@ -53,7 +53,7 @@ def _device(device: PciDevice) -> Iterator[RenderableType]:
 
 
 def _facts(device: PciDevice) -> Iterator[tuple[str, str]]:
-    yield "DMA", dma_words(device)
+    yield "DMA", _dma(device)
     state = f"enabled {device.enabled} times" if device.enabled > 1 else "enabled"
     parts = [f"{device.interrupts} {device.irq}"] if device.irq else ["no interrupt"]
     parts += [state if device.enabled else "not enabled"]
@@ -61,7 +61,7 @@ def _facts(device: PciDevice) -> Iterator[tuple[str, str]]:
     parts += [] if device.bridge_to is None else [f"bridge to bus {device.bridge_to:#04x}"]
     yield "IRQ", ", ".join(parts)
     for bar in device.bars:
-        yield bar.name, bar_words(bar)
+        yield bar.name, str(bar)
     for pool in device.pools:
         yield "pool", f"{pool.name}: {pool.used} of {pool.blocks} blocks of {pool.size} bytes in use"
     if device.managed:
@@ -69,34 +69,18 @@ def _facts(device: PciDevice) -> Iterator[tuple[str, str]]:
         yield "managed", f"{len(names)}: {', '.join(dict.fromkeys(names))}"
 
 
-def dma_words(device: PciDevice) -> str:
+def _dma(device: PciDevice) -> str:
     """What memory a device reaches, and how."""
     if device.reach is None:
         return "none: it has no mask"
-    parts = [mask_words(device.reach)]
+    parts = [mask_text(device.reach)]
     same = device.coherent_dma_mask == device.dma_mask
-    parts += ["coherent too" if same else f"coherent {mask_words(device.coherent_dma_mask)}"]
+    parts += ["coherent too" if same else f"coherent {mask_text(device.coherent_dma_mask)}"]
     how = {"direct": "direct", "iommu": "by an IOMMU"}
     parts += [how.get(device.dma_ops, f"by {device.dma_ops}")]
     if device.max_segment_size is not None:
         parts += [f"segments to {format_size(device.max_segment_size)}"]
     return "; ".join(parts)
-
-
-def mask_words(mask: int) -> str:
-    """A mask's bits, and the end of what it reaches."""
-    if mask == (1 << 64) - 1:
-        return "64 bits, all memory"
-    return f"{mask.bit_length()} bits, to {format_size(mask + 1)}"
-
-
-def bar_words(bar: Bar) -> str:
-    """Where a BAR lies and what it is."""
-    if not bar.assigned:
-        return f"{format_size(bar.size)}, without a place"
-    what = "ports" if bar.kind == "IO" else "memory"
-    kinds = ["64-bit"] * bar.is_64 + ["prefetchable"] * bar.prefetch
-    return ", ".join([f"{what} {bar.start:#x} to {bar.end - 1:#x}", format_size(bar.size), *kinds])
 
 
 def _buffers(buffers: list[DmaBuffer]) -> Iterator[RenderableType]:

@@ -15,7 +15,7 @@ from inspector.kernel.dma import DmaPool, pools_of
 from inspector.kernel.modules import Module, modules
 from inspector.kernel.pci_classes import class_name
 from inspector.symbols import Kernel, StructView
-from inspector.units import PhysAddr, VirtAddr, printable
+from inspector.units import PhysAddr, VirtAddr, format_size, printable
 
 _MAX_BUSES = 1 << 16
 _MAX_DEVICES = 1 << 16
@@ -64,6 +64,13 @@ class Bar:
     def assigned(self) -> bool:
         """Whether it has been given a place; `start` means nothing otherwise."""
         return not self.flags & _UNSET
+
+    def __str__(self) -> str:
+        if not self.assigned:
+            return f"{format_size(self.size)}, without a place"
+        what = "ports" if self.kind == "IO" else "memory"
+        kinds = ["64-bit"] * self.is_64 + ["prefetchable"] * self.prefetch
+        return ", ".join([f"{what} {self.start:#x} to {self.end - 1:#x}", format_size(self.size), *kinds])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,13 @@ class PciDevice:
         if self.dma_mask is None:
             return None
         return min(self.dma_mask, self.bus_dma_limit or _ALL_ONES)
+
+
+def mask_text(mask: int) -> str:
+    """A DMA mask in words: its bits, and the end of what it reaches."""
+    if mask == _ALL_ONES:
+        return "64 bits, all memory"
+    return f"{mask.bit_length()} bits, to {format_size(mask + 1)}"
 
 
 def pci_devices(kernel: Kernel) -> list[PciDevice]:

@@ -40,6 +40,7 @@ GLOBAL = (
     Action("view('vmalloc')", "8,f8", "Vmalloc: areas contiguous in virtual addresses only"),
     Action("view('swap')", "9,f9", "Swap: areas, and who is swapped out"),
     Action("view('memory')", "0,f10", "Memory: the lines of /proc/meminfo, and memory cgroups"),
+    Action("view('devices')", "D", "Devices: PCI devices, what memory they reach, their buffers in it"),
     Action("view('console')", "c,f11", "Console: what the guest says; run a command in it"),
     Action("view('faults')", "F,f12", "Faults: page faults of a task, one by one as they happen"),
     Action("view('labs')", "L", "Labs: small demonstrations on this guest, step by step"),
@@ -124,6 +125,15 @@ VIEWS: dict[ViewName, tuple[Action, ...]] = {
     ),
     ViewName.MEMORY: (
         Action("open", "enter", "Go to what the line counts", "Open"),
+        *_LISTED,
+    ),
+    ViewName.DEVICES: (
+        Action("open", "enter", "From a device to its buffers; open a buffer's first frame", "Open"),
+        Action("back", "left", "From the buffers back to the devices", "Devices", "←"),
+        Action("map", "m", "Show the buffer's first frame in the map of frames", "Map"),
+        Action("walk", "w", "Walk the buffer's address in the kernel"),
+        Action("space", "a", "Open the address space of the task that asked for the buffer"),
+        Action("look", "k", "From now on tell what has moved since this look", "Look"),
         *_LISTED,
     ),
     ViewName.FAULTS: (

@@ -26,6 +26,7 @@ from inspector.tui.source import Source
 from inspector.tui.teller import Teller, Told
 from inspector.tui.views.base import Go, NextTask, Reread, View
 from inspector.tui.views.console import ConsoleView, RunCommand, run_command
+from inspector.tui.views.devices import DevicesView
 from inspector.tui.views.faults import FaultsView
 from inspector.tui.views.frames import FramesView
 from inspector.tui.views.labs import LabsView
@@ -92,6 +93,7 @@ class InspectorApp(App[None]):
             VmallocView(),
             SwapView(),
             MemoryView(),
+            DevicesView(),
             self._console,
             self._faults,
             self._labs,
@@ -252,8 +254,8 @@ class InspectorApp(App[None]):
         self.post_message(message)
 
     def on_answer(self, message: Answer) -> None:
-        """Draw it, unless one has gone elsewhere meanwhile."""
-        if message.serial != self._serial or not self.view.is_attached:
+        """Draw it, unless one has gone elsewhere meanwhile, or the screen is being taken down."""
+        if message.serial != self._serial or not self.view.is_attached or not self.is_running:
             return
         self._status.answered(message.seconds)
         self._say("")

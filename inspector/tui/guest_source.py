@@ -23,6 +23,7 @@ from inspector.labs.story import Event
 from inspector.machine import Completed, RunState
 from inspector.tui import readers
 from inspector.tui.density import FrameCounts, Resident
+from inspector.tui.dma import BufferKey, Devices
 from inspector.tui.places import Place
 from inspector.tui.source import (
     AliasRow,
@@ -231,6 +232,10 @@ class GuestSource:
     def memory(self) -> Memory:
         """Counters of all memory. Raises CorruptGuest."""
         return readers.memory(self._guest)
+
+    def devices(self, chosen: BufferKey | None) -> Devices:
+        """PCI devices and their buffers; owners of frames may be some moments old. Raises CorruptGuest."""
+        return readers.devices(self._guest, self._frames.recent(), chosen)
 
     def traceable(self, pid: int) -> Traceable:
         """A task to trace, or one that is gone."""

@@ -27,6 +27,7 @@ class ViewName(StrEnum):
     VMALLOC = "vmalloc"
     SWAP = "swap"
     MEMORY = "memory"
+    DEVICES = "devices"
     CONSOLE = "console"
     FAULTS = "faults"
     LABS = "labs"
@@ -37,7 +38,8 @@ class Place:
     """A view and what it shows. A walk starts in task `pid`, at CR3 of `cpu`, or in the kernel's tables.
 
     In the map of frames `owner` (an Owner) and `label` say what is to be lit, or `changed` what changed hands
-    since the mark; among slabs `label` is a cache, among labs the one that is played.
+    since the mark; among slabs `label` is a cache, among labs the one that is played, among devices one's
+    address.
     """
 
     view: ViewName

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import translate
-from inspector.errors import CorruptGuest, UsageError
+from inspector.errors import CorruptGuest, NoSuchFrame, OutsideRam, UsageError
 from inspector.guest import Guest
 from inspector.kernel import ptes, slab_objects, swap
+from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
@@ -18,8 +20,15 @@ from inspector.kernel.ptes import EntryUse, SwapTypes
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task, user_end
 from inspector.kernel.vmalloc import BUSY
-from inspector.tui.source import Memory, SlabRow, Slabs, Swap, SwapRow, VmallocRow
+from inspector.tui.dma import BufferKey, ChosenBuffer, Devices, FrameRow, buffer_key
+from inspector.tui.source import Frames, Memory, SlabRow, Slabs, Swap, SwapRow, VmallocRow
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+
+BUFFER_FRAMES = 16
+"""Frames of a buffer for DMA that are looked at."""
+
+BUFFER_BYTES = 128
+"""Bytes of it."""
 
 _NOT_SWAP = {
     EntryUse.NONE: "none",
@@ -143,6 +152,51 @@ def memory(guest: Guest) -> Memory:
         lines = tuple(guest.meminfo().items())
         groups = tuple(guest.memory_groups())
     return Memory(lines, groups, guest.kernel.space.format.page_size)
+
+
+def devices(guest: Guest, recent: Frames, chosen: BufferKey | None) -> Devices:
+    """PCI devices and buffers, one of them closely; frames' owners are those of `recent`."""
+    with guest.still():
+        buffers = guest.dma_buffers()
+        found = next((each for each in buffers if buffer_key(each) == chosen), None)
+        return Devices(
+            devices=tuple(guest.pci_devices()),
+            buffers=tuple(buffers),
+            zones=recent.zones,
+            swiotlb=guest.bounce_buffer(),
+            chosen=_chosen(guest, recent, found) if found else None,
+            memory_end=PhysAddr(max((zone.end_pfn for zone in recent.zones), default=0) * recent.page_size),
+            page_size=recent.page_size,
+        )
+
+
+def _chosen(guest: Guest, recent: Frames, buffer: DmaBuffer) -> ChosenBuffer:
+    """A buffer's frames as struct page has them now, and the bytes where the device has it."""
+    pfns = buffer.frames(recent.page_size)
+    rows: list[FrameRow] = []
+    for pfn in pfns[:BUFFER_FRAMES].tolist():
+        with contextlib.suppress(NoSuchFrame):  # a device's own memory
+            rows.append(_frame(guest, recent, Pfn(pfn)))
+    contents = b""
+    if buffer.extents:
+        start, size = buffer.extents[0]
+        with contextlib.suppress(OutsideRam):
+            contents = guest.read_phys(start, min(size, BUFFER_BYTES))
+    return ChosenBuffer(buffer, tuple(rows), len(pfns), contents)
+
+
+def _frame(guest: Guest, recent: Frames, pfn: Pfn) -> FrameRow:
+    page = guest.page(pfn, recent)
+    counted = guest.page(Pfn(page.head), recent) if page.is_tail else page
+    return FrameRow(
+        pfn=pfn,
+        owner=page.owner,
+        label=printable(page.owner_label),
+        migratetype=page.migratetype,
+        refcount=counted.refcount,
+        mapcount=page.mapcount,
+        head=counted.pfn if page.is_tail else None,
+    )
 
 
 def charge(page: Page) -> str:

@@ -27,6 +27,7 @@ from inspector.machine import Completed, RunState
 from inspector.snapshots import FrameDiff, Held, compare
 from inspector.trace import Fault, FaultKind
 from inspector.tui.density import FrameCounts, Resident
+from inspector.tui.dma import BufferKey, Devices
 from inspector.tui.places import Place
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
@@ -349,6 +350,9 @@ class Source(Protocol):
 
     def memory(self) -> Memory:
         """Counters of all memory."""
+
+    def devices(self, chosen: BufferKey | None) -> Devices:
+        """PCI devices and their buffers; frames and first bytes of the one chosen."""
 
     def traceable(self, pid: int) -> Traceable:
         """A task to trace, or one that is gone."""

@@ -41,6 +41,15 @@ PageScreen VirtualTable { height: auto; max-height: 8; }
 FaultsView VirtualTable { min-height: 4; }
 .-tall FaultsView FaultStrip, .-tall FaultsView VirtualTable { margin-bottom: 1; }
 
+DevicesView #device-table { height: auto; min-height: 2; max-height: 8; }
+DevicesView #buffer-table { min-height: 4; }
+.-short DevicesView.-buffers #device-table { max-height: 3; }
+.-short DevicesView.-buffers Reach { display: none; }
+.-short DevicesView BufferFrames, .-short DevicesView #buffer-bytes { display: none; }
+.-short DevicesView.-buffers BufferFrames, .-short DevicesView.-buffers #buffer-bytes { display: block; }
+.-tall DevicesView #device-table, .-tall DevicesView Reach { margin-bottom: 1; }
+.-tall DevicesView BufferFrames, .-tall DevicesView #buffer-table { margin-bottom: 1; }
+
 ConsoleView RichLog { height: 1fr; background: $background; background-tint: $background 0%; }
 ConsoleView RichLog { scrollbar-size-vertical: 1; }
 """

@@ -19,12 +19,15 @@ from textual.pilot import Pilot
 from inspector.arch import MAPPING, X86_64_4LEVEL, walk
 from inspector.errors import GuestDied, NoSuchFrame, NoSuchSymbol, NoSuchTask
 from inspector.guest import Cpu, GuestInfo
+from inspector.kernel.devices import Bar, PciDevice
+from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.memcg import ChargeKind, MemoryGroup
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
 from inspector.kernel.slab_objects import OBJECT, ObjectState
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.swap import SwapArea
+from inspector.kernel.swiotlb import BounceBuffer
 from inspector.kernel.vmalloc import BUSY, UNPURGED, VmallocArea
 from inspector.kernel.vmas import Vma
 from inspector.kernel.zones import Watermarks, Zone
@@ -49,6 +52,7 @@ from inspector.trace import ErrorCode, Fault, FaultKind, FrameState
 from inspector.trace.kinds import Entry, Evidence
 from inspector.tui.app import InspectorApp
 from inspector.tui.density import FrameCounts, Resident
+from inspector.tui.dma import BufferKey, ChosenBuffer, Devices, FrameRow, buffer_key
 from inspector.tui.places import Place
 from inspector.tui.source import (
     AliasRow,
@@ -69,7 +73,7 @@ from inspector.tui.source import (
     VmaRow,
     WalkView,
 )
-from inspector.units import MIB, Pfn, PhysAddr, VirtAddr
+from inspector.units import MIB, BusAddr, Pfn, PhysAddr, VirtAddr
 
 PAGE = 4096
 USAGE = np.array([0, 256, 3310, 0, 12, 0, 512, 1, 5])
@@ -78,6 +82,7 @@ CHECK = Check("The frame", True, "PFN 0x5", "PFN 0x5", "the page tables")
 ROOT = PhysAddr(0x1000)
 VA = VirtAddr(0x7F0000403123)
 """Mapped by hand: PGD 254, PUD 0, PMD 2, PTE 3, offset 0x123, to physical 0x5123."""
+_MASK = (1 << 23) - 1  # half of all memory
 SYMBOLS = {"init_task": 0xFFFFFFFF81234000, "init_mm": 0xFFFFFFFF81235000, "jiffies": 0xFFFFFFFF81236000}
 
 INFO = GuestInfo(
@@ -168,6 +173,29 @@ def area(start: int, size: int, caller: str, **changes: Any) -> VmallocArea:
         start=VirtAddr(start), end=VirtAddr(start + size), size=size, kind=BUSY, caller=caller,
         pages=size // PAGE - 1, phys=None, flags=("vmalloc",), pages_in_vmalloc=False,
         nodes={0: size // PAGE - 1},
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def pci_device(address: str, class_code: int, **changes: Any) -> PciDevice:
+    """A device with a BAR that reaches 4 GiB, as none has told otherwise."""
+    made = PciDevice(
+        address=address, vendor=0x1234, device=0x11E8, subsystem_vendor=0, subsystem_device=0, revision=0,
+        class_code=class_code, driver=None, module=None,
+        bars=(Bar(0, "BAR 0", "MEM", PhysAddr(0xFEA00000), MIB, 0x40200),), irq=11, interrupts="INTx",
+        enabled=1, bus_master=True, bridge_to=None, dma_mask=(1 << 32) - 1, coherent_dma_mask=(1 << 32) - 1,
+        bus_dma_limit=None, dma_ops="direct", max_segment_size=65536, segment_boundary_mask=None,
+        min_align_mask=None, numa_node=None, pools=(), managed=(), at=VirtAddr(0xFFFF888000007000),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def dma_buffer(number: int, pfn: int, **changes: Any) -> DmaBuffer:
+    """A buffer of 6 KiB in two frames, from the book of the second device's driver."""
+    made = DmaBuffer(
+        "0000:00:01.0", "pages", f"buffer {number}", BusAddr(pfn * PAGE),
+        VirtAddr(0xFFFF888000000000 + pfn * PAGE), 6144, ((PhysAddr(pfn * PAGE), 6144),),
+        "BIDIRECTIONAL", "edu", 42, None, 7,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -301,6 +329,16 @@ class FakeSource:
         SwapRow(42, "worker", "PROT_NONE", None, 1, 1, VirtAddr(0x7F0000480000), None, Pfn(0x801)),
     )
     groups: tuple[MemoryGroup, ...] = ()
+    pci: list[PciDevice] = field(
+        default_factory=lambda: [
+            pci_device("0000:00:00.0", 0x060000),
+            pci_device("0000:00:01.0", 0x00FF00, driver="edu", dma_mask=_MASK, coherent_dma_mask=_MASK),
+        ]
+    )
+    buffers: list[DmaBuffer] = field(default_factory=lambda: [dma_buffer(1, 0xE00), dma_buffer(2, 0xD00)])
+    buffer_bytes: bytes = b"edu was here" + bytes(52)
+    buffer_owner: Owner = Owner.UNMARKED
+    swiotlb: BounceBuffer | None = None
     faults: list[Fault] = field(default_factory=lambda: [fault(number) for number in range(1, 6)])
     trace_lasts: bool = False
     trace_error: Exception | None = None
@@ -440,6 +478,24 @@ class FakeSource:
         self._ask("memory")
         lines = {"MemTotal": 16384, "MemFree": 4096, "Slab": 48, "AnonPages": 2048, "HugePages_Total": 3}
         return Memory(tuple(lines.items()), self.groups, PAGE)
+
+    def devices(self, chosen: BufferKey | None) -> Devices:
+        self._ask("devices")
+        found = next((each for each in self.buffers if buffer_key(each) == chosen), None)
+        looked = None
+        if found:
+            pfns = found.frames(PAGE).tolist()
+            rows = [FrameRow(Pfn(pfn), self.buffer_owner, "", "Unmovable", 1, 0) for pfn in pfns]
+            looked = ChosenBuffer(found, tuple(rows), len(rows), self.buffer_bytes)
+        return Devices(
+            tuple(self.pci),
+            tuple(self.buffers),
+            self._zones(),
+            self.swiotlb,
+            looked,
+            PhysAddr(16 * MIB),
+            PAGE,
+        )
 
     def traceable(self, pid: int) -> Traceable:
         self._ask(f"traceable {pid}")

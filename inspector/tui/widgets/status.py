@@ -16,8 +16,8 @@ from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import ViewName
 from inspector.units import format_size
 
-_SHORT = 5  # letters of a name where all in full are too many
-_FITS = ((99, "  "), (99, " "), (_SHORT, " "), (4, " "), (0, " "))
+# How names are cut where all are too many: those over so many letters, to so many; and what is between.
+_FITS = ((99, 99, "  "), (99, 99, " "), (6, 4, " "), (5, 3, " "), (3, 3, " "), (0, 0, " "))
 _WAIT_SHOWN = 0.3  # seconds of reading until it is said
 
 _KINDS = {
@@ -153,17 +153,17 @@ class Tabs(Widget):
 
     def _layout(self) -> Iterator[tuple[ViewName, str, str, str]]:
         """(view, key, name, gap) of each tab: in full, closer, cut short, and at last only the key."""
-        for parts in (self._tabs(full, gap) for full, gap in _FITS):
+        for parts in (self._tabs(*fit) for fit in _FITS):
             if sum(len(part) for _, *tab in parts for part in tab) <= self.size.width:
                 break
         yield from parts
 
-    def _tabs(self, full: int, gap: str) -> list[tuple[ViewName, str, str, str]]:
-        """Names of at most `full` letters but for the view that is shown; none, and no room, for 0."""
+    def _tabs(self, most: int, cut: int, gap: str) -> list[tuple[ViewName, str, str, str]]:
+        """Names, but for the view that is shown, of at most so many letters; without any no room around."""
         tabs = []
         for view, key in TAB_KEYS.items():
-            name, around = view.title(), " " if full > _SHORT or view is self.view else ""
-            name = name if view is self.view or len(name) <= full + 1 else name[: max(0, full - 1)]
+            name, around = view.title(), " " if most > 6 or view is self.view else ""
+            name = name if view is self.view or len(name) <= most else name[:cut]
             tabs.append((view, f"{around}{key}{around}", f"{name}{around}", gap))
         return tabs
 
