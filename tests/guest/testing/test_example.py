@@ -65,3 +65,21 @@ def test_the_fix_is_seen_on_two_workers(project: Path) -> None:
     said, counts = run(project, "-n", "2", "-v")
     assert counts == {"passed": 3 * len(KERNELS)}, said
     assert {"gw0", "gw1"} == set(re.findall(r"\[(gw\d)\]", said))
+
+
+def test_one_test_on_four_kernels(tmp_path: Path) -> None:
+    """Each guest is the kernel that it should be, and a test does not see what the last one left."""
+    kernels = ("debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        f"pytestmark = pytest.mark.guest(kernel={kernels})\n"
+        "@pytest.mark.parametrize('number', [1, 2])\n"
+        "def test_it(guest, kmi_kernel, number):\n"
+        "    release = guest.run('uname -r').stdout.strip()\n"
+        "    assert guest.info().release == release\n"
+        "    assert release.startswith(kmi_kernel.removeprefix('debian-') + '.')\n"
+        "    assert guest.run('ls /left').returncode\n"
+        "    guest.run('touch /left').check()\n"
+    )
+    said, counts = run(tmp_path)
+    assert counts == {"passed": 2 * len(kernels)}, said
