@@ -23,6 +23,7 @@ from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.svg import plain
+from inspector.tui.views.devices import DevicesView
 from inspector.tui.views.faults import FaultsView
 from inspector.tui.views.labs import LabsView
 from inspector.units import VirtAddr
@@ -33,6 +34,7 @@ _GROUP = "/sys/fs/cgroup/small"
 _SWAPPED = "/labs/touch 16M --no-thp"
 _LAB = "copy-on-write"
 _FAULTS = "/labs/faults /tmp"
+_BUFFERS = ("coherent", "kmalloc", "pinned", "stale")
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
 
@@ -40,6 +42,7 @@ def take(guest: Guest, folder: Path) -> list[Path]:
     """Save a picture of each screen. Raises InspectorError where the guest does not play along."""
     pids = {command: _spawn(guest, command) for command in (_TOUCH, _FORK, _MAPS)}
     _swap_out(guest)
+    _transfer(guest)
     folder.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_take(guest, folder, pids))
 
@@ -60,6 +63,13 @@ def _swap_out(guest: Guest) -> None:
     guest.run(f"echo 8M >{_GROUP}/memory.high; sleep 0.5").check()
 
 
+def _transfer(guest: Guest) -> None:
+    """Give a device buffers of each kind, and let one of them be written again and again."""
+    guest.load_module("edu")
+    busy, *_ = [_spawn(guest, f"/labs/dma {kind}") for kind in _BUFFERS]
+    guest.spawn(f"sh -c 'while kill -USR1 {busy}; do sleep 0.5; done'")
+
+
 async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
     app = InspectorApp(GuestSource(guest))
     va = _written(guest, pids[_TOUCH])
@@ -76,6 +86,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "vmalloc": Place(ViewName.VMALLOC),
         "swap": Place(ViewName.SWAP),
         "memory": Place(ViewName.MEMORY),
+        "devices": Place(ViewName.DEVICES),
         "console": Place(ViewName.CONSOLE),
         "faults": Place(ViewName.FAULTS, pid=pids[_FORK]),
         "labs": Place(ViewName.LABS, label=_LAB),
@@ -85,6 +96,8 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         for name, place in places.items():
             app.go(place)
             await _filled(pilot, app)
+            if isinstance(app.view, DevicesView):
+                await _written_to(pilot, app.view)
             if isinstance(app.view, FaultsView):
                 await _traced(pilot, app.view)
             if isinstance(app.view, LabsView):
@@ -102,6 +115,13 @@ async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
         if time.monotonic() > end:
             raise MachineError(f"the {app.place.view} screen got no data in {_PATIENCE:.0f} s")
         await pilot.pause(0.05)
+    await pilot.pause(0.3)
+
+
+async def _written_to(pilot: Pilot[Any], view: DevicesView) -> None:
+    """Look at a buffer when the device has just written it."""
+    view.action_open()
+    await _until(pilot, lambda: bool(view.lit), "a transfer")
     await pilot.pause(0.3)
 
 

@@ -255,9 +255,13 @@ class DevicesView(ListView[Devices, Any]):
         note = f"the first {len(shown)} of {format_size(found.buffer.size)}"
         if found.buffer.transfer:
             note += f"; a transfer {found.buffer.transfer} is under way"
+        self._bytes.show("Bytes", note, shown, self.lit)
+
+    @property
+    def lit(self) -> frozenset[int]:
+        """The bytes of the chosen buffer that have just changed."""
         now = time.monotonic()
-        lit = frozenset(at for at, when in self._changed.items() if now - when < _LIT)
-        self._bytes.show("Bytes", note, shown, lit)
+        return frozenset(at for at, when in self._changed.items() if now - when < _LIT)
 
     def _note_changes(self, data: Devices) -> None:
         """When each byte of the chosen buffer was last seen to be another than before."""

@@ -12,7 +12,9 @@ from inspector.kernel import (
     buddy,
     cma,
     cpus,
+    devices,
     dma,
+    dma_buffers,
     frames,
     ksyms,
     memcg,
@@ -141,6 +143,7 @@ def _modules(_: Recording, kernel: Kernel, rng: random.Random) -> None:
 def _small(_: Recording, kernel: Kernel, rng: random.Random) -> None:
     _show(resources.iomem(kernel), swap.areas(kernel), cma.cma_areas(kernel), dma.device_pools(kernel))
     _show(dma.atomic_pools(kernel), swiotlb.swiotlb(kernel), cpus.idle_tasks(kernel))
+    _show(devices.pci_devices(kernel), dma_buffers.dma_buffers(kernel))
     for cpu in kernel.online_cpus():
         cpus.current_task(kernel, cpu).text("comm")
 
