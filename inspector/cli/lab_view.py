@@ -265,7 +265,7 @@ def _pages(exhibit: PagesShown) -> Iterable[RenderableType]:
 
 def _block(exhibit: BlockShown) -> Iterable[RenderableType]:
     yield Text.assemble(
-        (f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.start:#x}", "bold"),
+        (f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.pfn:#x}", "bold"),
         (f"  {_FREE_LEGEND}", "dim"),
     )
     for row, count in exhibit.rows(_PAGES_A_LINE):

@@ -36,7 +36,7 @@ _KPAGEFLAGS, _KPAGECOUNT = "/proc/kpageflags", "/proc/kpagecount"
 _KPF_BUDDY, _KPF_ANON = 1 << 10, 1 << 12  # include/uapi/linux/kernel-page-flags.h
 _LISTS = "the free lists"
 _PAGES = 256
-_MANY = 512  # more than a CPU's list may have
+_MANY = 768  # more than a CPU's list may have
 _OTHERS = 8
 _AROUND = 16  # pages freed before and after ours: those freed last go to who asks next
 _LEAST = 3  # the order of a block that is worth following
@@ -316,13 +316,14 @@ def _hint(stage: Stage) -> str:
     return f"is the CPU's list as long as that? {_FRACTION} is {value}"
 
 
-# A CPU's list has some 400 pages at most, not thousands: kB / 4 / 400.
-_PREPARE, _UNDO = prepare.setting(_FRACTION, "$(($(sed -n 's/[^0-9]//g; 1p' /proc/meminfo) / 1600))")
+# A CPU's list has some 400 pages at most, not thousands: kB / 4 / 400. And one CPU has a list, not several.
+_SET, _RESET = prepare.setting(_FRACTION, "$(($(sed -n 's/[^0-9]//g; 1p' /proc/meminfo) / 1600))")
+_CPUS = "for c in /sys/devices/system/cpu/cpu[1-9]*/online; do [ ! -f $c ] || echo {} >$c; done"
 LAB = Lab(
     name="page-life",
     question="How does the kernel know which page is free?",
     answer="It has lists: blocks of 2^n frames, split and merged, and for each CPU single frames.",
     story=story,
-    prepare=_PREPARE,
-    undo=_UNDO,
+    prepare=f"{_CPUS.format(0)}; {_SET}",
+    undo=f"{_CPUS.format(1)}; {_RESET}",
 )

@@ -148,12 +148,12 @@ class PagesShown:
 
 @dataclass(frozen=True, slots=True)
 class BlockShown:
-    """Frames in a row from `start` on, and of which moment. A letter each: `0` to `9` and `a` free, in a
+    """Frames in a row from `pfn` on, and of which moment. A letter each: `0` to `9` and `a` free, in a
     block of that order; `c` free, on a CPU's list; `#` the program's; `@` the one followed; `x` somebody's.
     """
 
     when: str
-    start: Pfn
+    pfn: Pfn
     states: str
 
     def rows(self, width: int) -> Iterator[tuple[str, int]]:

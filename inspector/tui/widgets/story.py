@@ -278,7 +278,7 @@ def _block(exhibit: BlockShown, width: int) -> Iterator[Text]:
     """What is free is green; equal rows are one, as a block may have many."""
     yield Text.assemble(
         (
-            f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.start:#x}  ",
+            f"{exhibit.when}, {len(exhibit.states)} frames from {exhibit.pfn:#x}  ",
             f"bold {palette.FOREGROUND}",
         ),
         ("0-a free, by order  c CPU's list  # ours  x not", palette.DIM),
