@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 from pygdbmi.IoManager import IoManager
 
 from inspector.errors import GdbError, SetupError
+from inspector.machine.address import Address
 from inspector.units import VirtAddr
 
 # no init files, no scripts beside object files, no questions to servers on the net: gdb sees the guest alone
@@ -96,7 +96,7 @@ class Gdb:
 
     def __init__(
         self,
-        socket: Path,
+        socket: Address,
         on_run: Callable[[], None],
         on_stop: Callable[[Stop], None],
         on_end: Callable[[], None],

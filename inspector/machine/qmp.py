@@ -19,6 +19,7 @@ from qemu.qmp import (
     Message,
     QMPClient,
     QMPError,
+    Runstate,
     StateError,
 )
 
@@ -43,9 +44,16 @@ class _Listener(EventListener):
         self._callback(str(event["event"]), data if isinstance(data, dict) else {})
 
 
+async def _await_end(client: QMPClient, on_end: Callable[[], None]) -> None:
+    while client.runstate == Runstate.RUNNING:
+        await client.runstate_changed()
+    on_end()
+
+
 class Qmp:
     """A QMP connection over a connected socket. `on_event(name, data)` runs on the loop's thread: be brief.
 
+    `on_end()` is called there once QEMU has hung up, or we have.
     `gone(message)` makes the error for a QEMU that hung up: it may know why. Raises that.
     """
 
@@ -55,6 +63,7 @@ class Qmp:
         on_event: EventCallback,
         gone: Callable[[str], GuestDied] = GuestDied,
         timeout: float = 30.0,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self._gone = gone
         self._loop = asyncio.new_event_loop()
@@ -62,15 +71,21 @@ class Qmp:
         self._thread.start()
         self._closed = False
         try:
-            self._client: QMPClient = self._do(self._connect(channel, on_event), timeout, "the QMP greeting")
+            self._client: QMPClient = self._do(
+                self._connect(channel, on_event, on_end), timeout, "the QMP greeting"
+            )
         except BaseException:
             self._stop()
             raise
 
-    async def _connect(self, channel: socket.socket, on_event: EventCallback) -> QMPClient:
+    async def _connect(
+        self, channel: socket.socket, on_event: EventCallback, on_end: Callable[[], None] | None
+    ) -> QMPClient:
         client = QMPClient("kmi")
         client.register_listener(_Listener(on_event))
         await client.connect(channel)
+        if on_end:
+            self._watcher = asyncio.ensure_future(_await_end(client, on_end))
         return client
 
     def _do(self, work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:

@@ -13,12 +13,11 @@ What it rests on (QEMU gdbstub.c):
 from __future__ import annotations
 
 import re
-import socket
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from inspector.errors import GdbError, GuestDied
+from inspector.machine.address import Address, dial
 from inspector.units import VirtAddr
 
 _CONNECT = 10.0
@@ -41,12 +40,13 @@ class Rsp:
     client, or does not answer; GuestDied at QEMU's end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, where: Address) -> None:
         self._buffer = b""
         try:
-            self._socket.settimeout(_CONNECT)
-            self._socket.connect(str(path))
+            self._socket = dial(where, _CONNECT)
+        except OSError as error:
+            raise GdbError(f"QEMU's gdbstub cannot be reached: {error}") from error
+        try:
             self._send("?")  # it also makes the stub forget the breakpoints of a client before us
             while not self._packet(_ANSWER).startswith("T05"):
                 pass  # the stop that our coming made

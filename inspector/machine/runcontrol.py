@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from inspector.errors import GdbError, GuestDied, MachineError
+from inspector.machine.address import Address
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import DeathListener, RunState, StateListener
 from inspector.machine.news import News
@@ -34,7 +34,7 @@ _GDB_STOP = 3.0
 class RunControl:
     """The state, and the only door to change it. Thread-safe."""
 
-    def __init__(self, gdb_socket: Path) -> None:
+    def __init__(self, gdb_socket: Address) -> None:
         self.gdb_socket = gdb_socket
         """Where the stub listens; another folder's once the guest was put back after its death."""
         self._qmp: Qmp | None = None
@@ -45,6 +45,7 @@ class RunControl:
         self._vm_running = False
         self._gdb_running = False
         self._resumes = 0
+        self._moment = 0
         self._asked = ""
         self._holds = 0
         self._held = False  # the holds alone keep the guest stopped: the last release lets it run
@@ -120,6 +121,7 @@ class RunControl:
 
     def _settle(self) -> None:
         state = self._state()
+        self._moment += state.running
         if state.running and not self._told.running:
             self._asked = ""
         if state != self._told and not state.held:
@@ -185,6 +187,11 @@ class RunControl:
         """How it stands now."""
         with self._changed:
             return self._state()
+
+    def moment(self) -> int | None:
+        """A number that is another one once the guest has run; None while it runs."""
+        with self._changed:
+            return None if self._state().running else self._moment
 
     def on_state(self, listener: StateListener) -> None:
         """Call `listener(state)` at every change, in order, on a thread that is for that alone."""
