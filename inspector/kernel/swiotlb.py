@@ -108,16 +108,8 @@ def _bounces(pool: StructView) -> Iterator[Bounce]:
     at = pool.ptr("slots") + _places(count) * np.uint64(kernel.types.sizeof("io_tlb_slot"))
     origins, sizes = bulk.columns(kernel, "io_tlb_slot", at, "orig_addr", "alloc_size")
     start = PhysAddr(pool.int("start"))
-    for index, slots in _runs(origins, sizes):
-        # Slots before these may be padding, from which the size was reckoned (6.12 has it, 6.1 not).
-        pad = kernel.view("io_tlb_slot", VirtAddr(int(at[index])))
-        before = pad.int("pad_slots") if pad.has("pad_slots") else 0
-        yield Bounce(
-            start=PhysAddr(start + index * SLOT),
-            slots=slots,
-            origin=PhysAddr(int(origins[index])),
-            size=int(sizes[index]) + before * SLOT,
-        )
+    for index, slots in _runs(origins, sizes):  # what 6.12 pads an alignment with has no origin
+        yield Bounce(PhysAddr(start + index * SLOT), slots, PhysAddr(int(origins[index])), int(sizes[index]))
 
 
 def _runs(origins: NDArray[np.uint64], sizes: NDArray[np.uint64] | None = None) -> Iterator[tuple[int, int]]:
