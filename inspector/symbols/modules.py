@@ -26,7 +26,7 @@ class KernelTypes(TypeTable):
         self.base = base
         self._space = space
         self._symbols = symbols
-        self._modules: dict[VirtAddr, Btf] = {}
+        self._modules: dict[tuple[VirtAddr, int], Btf] = {}  # by struct btf and its number
         self._by_serial = {0: base}
         self._misses: dict[str, bytes] = {}
 
@@ -69,25 +69,35 @@ class KernelTypes(TypeTable):
         return self._by_serial[Btf.serial_of(type_.id)]
 
     def _list_state(self) -> bytes:
-        """Both ends of the list: a module that comes or goes changes one of them, or was there before."""
+        """Both ends of the list, and the number of the module that came last, which is the first: one that
+        comes or goes changes one of them, or was there before.
+        """
         try:
-            return self._space.read(self._symbols.address("btf_modules"), 2 * self.base.pointer_size)
+            head = self._symbols.address("btf_modules")
+            newest = next((number for _, number in self._numbered()), 0)
+            return self._space.read(head, 2 * self.base.pointer_size) + newest.to_bytes(4, "little")
         except (SymbolsError, PageFault, OutsideRam):
             return b""
 
     def _load(self) -> Iterator[Btf]:
         """The BTF of every module; what cannot be read is left out."""
         try:
-            addresses = list(self._addresses())
+            numbered = list(self._numbered())
         except (SymbolsError, PageFault, OutsideRam):
             return
-        for address in addresses:
-            if address not in self._modules:
+        for address, number in numbered:
+            if (address, number) not in self._modules:
                 try:
-                    self._modules[address] = self._read(address)
+                    self._modules[address, number] = self._read(address)
                 except (SymbolsError, PageFault, OutsideRam):
                     continue
-            yield self._modules[address]
+            yield self._modules[address, number]
+
+    def _numbered(self) -> Iterator[tuple[VirtAddr, int]]:
+        """Every struct btf with its number, which no other has: a module's memory may be the next one's."""
+        number = self.base.offsetof("btf", "id")
+        for address in self._addresses():
+            yield address, self._space.u32(VirtAddr(address + number))
 
     def _addresses(self) -> Iterator[VirtAddr]:
         """Every struct btf on the list btf_modules."""

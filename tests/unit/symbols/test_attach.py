@@ -272,15 +272,15 @@ def test_types_of_modules(
     head = btf.struct("list_head", 16, ("next", btf.pointer(0), 0), ("prev", 2, 64))
     declared = btf.raw("loop_device", 7, 0)
     btf.struct("holder", 8, ("device", btf.pointer(declared), 0))
-    btf.struct("btf", 16, ("data", 2, 0), ("data_size", u32, 64))
+    btf.struct("btf", 16, ("data", 2, 0), ("data_size", u32, 64), ("id", u32, 96))
     btf.struct("btf_module", 24, ("list", head, 0), ("btf", 2, 128))
     module = btf_builder(btf)
     module.struct("loop_device", 4, ("lo_number", u32, 0))
     kernel = tiny_kernel(btf=btf)
     blob = module.blob()
     head_at = kernel.place(bytes(16))
-    described = kernel.place(struct.pack("<QI4x", kernel.place(blob), len(blob)))
-    broken = kernel.place(struct.pack("<QI4x", 0x1000, 100))
+    described = kernel.place(struct.pack("<QII", kernel.place(blob), len(blob), 1))
+    broken = kernel.place(struct.pack("<QII", 0x1000, 100, 2))
     nodes = [kernel.place(bytes(24)), kernel.place(bytes(24))]
     for node, succeeding, about in ((nodes[0], nodes[1], broken), (nodes[1], head_at, described)):
         kernel.put(node, struct.pack("<QQQ", succeeding, 0, about))
@@ -298,6 +298,32 @@ def test_types_of_modules(
     assert types.members(target) == types.members(found)
     kernel.put(nodes[1], struct.pack("<Q", nodes[0]))  # a list that never ends
     assert not types.has("absent")
+
+
+def test_types_of_a_module_where_another_was(
+    tiny_kernel: type[TinyKernel], btf: BtfBuilder, btf_builder: type[BtfBuilder]
+) -> None:
+    """The kernel takes the same memory for the next module's BTF: its number tells them apart."""
+    u32 = btf.integer("unsigned int", 4)
+    head = btf.struct("list_head", 16, ("next", btf.pointer(0), 0), ("prev", 2, 64))
+    btf.struct("btf", 16, ("data", 2, 0), ("data_size", u32, 64), ("id", u32, 96))
+    btf.struct("btf_module", 24, ("list", head, 0), ("btf", 2, 128))
+    kernel = tiny_kernel(btf=btf)
+    head_at, node, described = kernel.place(bytes(16)), kernel.place(bytes(24)), kernel.place(bytes(16))
+    blobs = {}
+    for name in ("loan", "edu"):
+        module = btf_builder(btf)
+        module.struct(name, 4, ("number", u32, 0))
+        blobs[name] = module.blob()
+    places = {name: kernel.place(blob) for name, blob in blobs.items()}
+    kernel.put(head_at, struct.pack("<QQ", node, node))
+    kernel.put(node, struct.pack("<QQQ", head_at, head_at, described))
+    kernel.symbols = [("btf_modules", "d", head_at)]
+    kernel.put(described, struct.pack("<QII", places["loan"], len(blobs["loan"]), 5))
+    types = attach(kernel.build().memory, kernel.cpu).types
+    assert (types.has("loan"), types.has("edu")) == (True, False)
+    kernel.put(described, struct.pack("<QII", places["edu"], len(blobs["edu"]), 6))
+    assert (types.has("loan"), types.has("edu")) == (False, True)
 
 
 def test_memory_given_out_is_released(kernel: TinyKernel) -> None:
