@@ -96,7 +96,7 @@ class Engine:
                 return self.stage.look(buffer.va).walk.pfn
             for entry in self.book():
                 if entry.bus == buffer.bus and entry.address is not None:
-                    return self.guest.walk(entry.address).pfn
+                    return self.guest.kernel.space.walk(entry.address).pfn
         return None
 
     def book(self) -> list[driver_books.Entry]:
