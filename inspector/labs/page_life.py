@@ -270,7 +270,7 @@ def _follow(stage: Stage) -> tuple[Followed, Allocation]:
             chosen = [page for page in found if _worth(page) == best]
             middle = chosen[len(chosen) // 2]
             return middle, records[middle.pfn]
-    raise LabFailed(f"{_TRIES * _PAGES} pages were touched, and no free block came to be all theirs")
+    raise LabFailed(f"of {_TRIES * _PAGES} pages none came from a block that strangers left alone")
 
 
 def _candidates(

@@ -23,7 +23,10 @@ _ALONE = (
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _ON_TMPFS = "touch disk"
 _DEAF = "printf '\\0\\0' | dd of=$d/config bs=1 seek=4 conv=notrunc"  # PCI_COMMAND: it decodes nothing
-_LONG_LISTS = "f=/proc/sys/vm/percpu_pagelist_high_fraction; cat $f >before; echo 8 >$f"
+_BUSY = (  # as long as the shell is there, which becomes the program
+    "{ while [ -d /proc/$$ ]; do head -c 400000 /dev/zero; sleep 0.1; done >/dev/shm/grow; "
+    "rm /dev/shm/grow; } &"
+)
 
 StageFor = Callable[[labs.Lab], Guest]
 
@@ -41,7 +44,7 @@ BROKEN = {
     "stack-growth": ("ulimit -s 256", "is the limit of the stack lower"),
     "segfault": ("echo 0 >/proc/sys/debug/exception-trace", "exception-trace is 0"),
     "huge-pages": (f"echo never >{_THP}", "always madvise [never]"),
-    "page-life": (_LONG_LISTS, "percpu_pagelist_high_fraction is 8"),
+    "page-life": (_BUSY, "is something busy in this guest?"),
     "driver-page": (":", "is the program in one of its own?"),
     "dma-buffer": (
         f"{labs.find('dma-buffer').prepare} && echo 0 >/proc/sys/vm/compact_unevictable_allowed",
