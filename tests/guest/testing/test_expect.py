@@ -203,6 +203,26 @@ def test_fault(guest: Guest, actor: Actor) -> None:
     assert "no fault was seen there" in said
 
 
+def test_no_leaks(guest: Guest) -> None:
+    """A task that ends leaves nothing; one that stays has the pages that it touched, and a few more."""
+    for _ in range(2):  # what is made the first time stays
+        guest.run("/bin/true").check()
+    with expect.no_leaks(guest, frames=8, objects=8):
+        guest.run("/bin/true").check()
+    pids: list[int] = []
+
+    def stay() -> None:
+        with expect.no_leaks(guest, frames=8, objects=8, patience=0):
+            pids.append(guest.spawn("/labs/touch 1M"))
+            guest.run(f"until [ -s /tmp/spawn-{pids[0]}.log ]; do sleep 0.05; done").check()
+
+    said = complaint(stay)
+    guest.run(f"kill {pids[0]}").check()
+    assert re.match(r"[\d.]+ MiB leaked in this block:", said)
+    (frames,) = re.findall(rf"(\d+) frames \([^)]*\) of anon touch \({pids[0]}\)", said)
+    assert 256 <= int(frames) < 320  # 1 MiB, its stack and its data
+
+
 def test_plain_assert_is_short(guest: Guest, actor: Actor, page: VirtAddr) -> None:
     """Pytest prints what an assert compares: a walk and a page must fit a report."""
     for value in (guest.task(actor.pid).walk(page), guest.page(frame(actor, page)), guest.task(actor.pid)):
