@@ -19,8 +19,8 @@ from inspector.kernel import (
 from inspector.kernel.modules import Module
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
-from inspector.machine import Completed, CpuRegisters, LocalMachine, Machine, RunState
-from inspector.memory import MappedRam, RamBlock
+from inspector.machine import Completed, CpuRegisters, ForeignMachine, LocalMachine, Machine, RunState
+from inspector.memory import MappedRam, MirroredRam, RamBlock
 from inspector.progress import SILENT, Reporter
 from inspector.snapshots import Snapshot, take
 from inspector.symbols import Kernel
@@ -57,6 +57,15 @@ class GuestInfo:
     attach_seconds: float
 
 
+def _memory(machine: Machine) -> MappedRam:
+    blocks = tuple(RamBlock(PhysAddr(start), size, offset) for start, size, offset in machine.blocks)
+    if machine.ram_fd is not None:
+        return MappedRam.from_fd(machine.ram_fd, blocks)
+    assert isinstance(machine, ForeignMachine)
+    assert machine.ram_source
+    return MirroredRam(machine.ram_source, blocks)
+
+
 class Guest(Linux):
     """A running guest that can be asked. Close it, or use it as a context manager.
 
@@ -76,8 +85,7 @@ class Guest(Linux):
         self._lock = threading.RLock()
         self._depth = 0
         self._holder = 0
-        blocks = tuple(RamBlock(PhysAddr(start), size, offset) for start, size, offset in machine.blocks)
-        self.memory = MappedRam.from_fd(machine.ram_fd, blocks)
+        self.memory = _memory(machine)
         try:
             started = time.perf_counter()
             self.kernel: Kernel = self._attach(vmlinux, vmcoreinfo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inspector import images, machine, saving
+from inspector.errors import UsageError
 from inspector.guest import Guest
 from inspector.machine import MachineConfig
 from inspector.machine.accel import AccelChoice
@@ -59,9 +60,30 @@ def boot(
         raise
 
 
-def attach(name: str, *, vmlinux: Path | None = None) -> Guest:
-    """Attach to a guest that another process holds open (`kmi boot --name NAME`). Raises MachineError."""
-    connected = machine.connect(name)
+def attach(
+    name: str | None = None,
+    *,
+    qmp: Path | str | None = None,
+    gdb: Path | str | None = None,
+    vmlinux: Path | None = None,
+) -> Guest:
+    """Attach to a guest that another process holds open (`kmi boot --name NAME`), or to anybody's QEMU.
+
+    `qmp` is a QMP socket of that QEMU, a path or HOST:PORT, with no other client; `gdb`, its gdbstub, is only
+    needed to trace. Memory is read only, nothing is left there, and a guest that ran runs on, also if this
+    process is killed. There is no agent of ours in it: run() and spawn() raise MachineError; see
+    docs/how-to/attach.md. Raises UsageError, MachineError, SymbolsError.
+    """
+    if (name is None) == (qmp is None) or (gdb is not None and qmp is None):
+        raise UsageError("attach to a name, or to a QMP socket, with its gdb socket or without")
+    connected: machine.Machine
+    if qmp is None:
+        assert name is not None
+        connected = machine.connect(name)
+    else:
+        connected = machine.ForeignMachine(
+            machine.parse_address(qmp), None if gdb is None else machine.parse_address(gdb)
+        )
     try:
         return Guest(connected, vmlinux=vmlinux)
     except BaseException:

@@ -40,8 +40,8 @@ def export(path: Path, names: tuple[str, ...], source: Path | None, options: Gue
     frames has a row a PFN with its owner, mappings one a leaf entry of each task's page tables; tasks, slabs
     and vmalloc are what they say. Needs pyarrow.
     """
-    if source is not None and (options.guest is not None or options.image is not None):
-        raise UsageError("give --from, or a guest with --guest or --image: not both")
+    if source is not None and options.attaches:
+        raise UsageError("give --from, or a guest with --guest, --image or --qmp: not both")
     files = tables.export(_taken(source, options), path, names)
     for file in files:
         output.line(Text(f"{file}: {format_size(file.stat().st_size)}"))

@@ -68,7 +68,7 @@ def lab(
     if name is None:
         raise click.UsageError("give the name of a lab, or --list")
     chosen = labs.find(name)
-    if options.guest is None and options.image is None and options.memory is None:
+    if not options.attaches and options.memory is None:
         options = replace(options, memory=chosen.memory)
     with opened(options) as opening:
         reader = _Reader(pause, answers or as_json)

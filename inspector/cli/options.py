@@ -16,6 +16,7 @@ from inspector import opening as defaults
 from inspector.cli.progress import reporter
 from inspector.errors import UsageError
 from inspector.guest import Guest
+from inspector.machine import ForeignMachine
 from inspector.machine.accel import AccelChoice
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -37,12 +38,23 @@ class GuestOptions:
     cold: bool = False
     guest: str | None = None
     image: Path | None = None
+    qmp: str | None = None
+    gdb: str | None = None
     spawn: str | None = None
+
+    @property
+    def attaches(self) -> bool:
+        """Whether they name a guest that there is already."""
+        return not (self.guest is None and self.image is None and self.qmp is None)
 
     def boot_options(self) -> list[str]:
         """The given options that only make sense for a guest that is booted here."""
         names = ("kernel", "initrd", "memory", "cpus", "accel", "la57", "append", "cold")
         return [f"--{name}" for name in names if getattr(self, name) not in (None, False)]
+
+    def others(self, *names: str) -> list[str]:
+        """The given options of boot_options(), and those of these."""
+        return [*self.boot_options(), *(f"--{name}" for name in names if getattr(self, name) is not None)]
 
 
 BOOT_OPTIONS = (
@@ -69,6 +81,12 @@ SHARE_OPTIONS = (
     click.option(
         "--image", type=_FILE, help="Ask a memory image: of `kmi save`, or any vmcore, ELF or kdump."
     ),
+    click.option(
+        "--qmp",
+        metavar="SOCKET",
+        help="Ask anybody's QEMU by its QMP socket, a path or HOST:PORT; read-only.",
+    ),
+    click.option("--gdb", metavar="SOCKET", help="With --qmp: QEMU's gdbstub, to trace what runs there."),
     click.option("--spawn", metavar="COMMAND", help="First start a command in the guest: a task to look at."),
 )
 
@@ -114,17 +132,19 @@ def opened(options: GuestOptions, name: str = "") -> Iterator[Opened]:
 
 def _open(options: GuestOptions, name: str) -> Guest:
     if options.image is not None:
-        extra = [
-            *options.boot_options(),
-            *(f"--{each}" for each in ("guest", "spawn") if getattr(options, each)),
-        ]
-        if extra:
+        if extra := options.others("guest", "qmp", "gdb", "spawn"):
             raise UsageError(f"--image takes a saved image as it is: leave out {', '.join(extra)}")
         return inspector.open(options.image, vmlinux=options.vmlinux, reporter=reporter())
+    if options.qmp is not None:
+        if extra := options.others("guest", "spawn"):
+            raise UsageError(f"--qmp takes a QEMU as others run it: leave out {', '.join(extra)}")
+        return _attach(options.qmp, options.gdb, options.vmlinux)
     if options.guest is not None:
-        if extra := options.boot_options():
+        if extra := options.others("gdb"):
             raise UsageError(f"--guest takes a guest as it runs: leave out {', '.join(extra)}")
         return inspector.attach(options.guest, vmlinux=options.vmlinux)
+    if options.gdb is not None:
+        raise UsageError("--gdb goes with --qmp, to a QEMU that others started")
     kernel: str | Path = options.kernel or defaults.DEFAULT_KERNEL
     return inspector.boot(
         kernel,
@@ -139,6 +159,14 @@ def _open(options: GuestOptions, name: str) -> Guest:
         cold=options.cold,
         reporter=reporter(),
     )
+
+
+def _attach(qmp: str, gdb: str | None, vmlinux: Path | None) -> Guest:
+    """Attach to a foreign QEMU, and say in one line what cannot be had of it, and how to."""
+    guest = inspector.attach(qmp=qmp, gdb=gdb, vmlinux=vmlinux)
+    if isinstance(guest.machine, ForeignMachine) and guest.machine.lacks:
+        click.echo("kmi: " + "; ".join(guest.machine.lacks), err=True)
+    return guest
 
 
 def _spawn(guest: Guest, command: str) -> int:

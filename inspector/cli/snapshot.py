@@ -55,8 +55,8 @@ def diff(
 ) -> None:
     """Tell what changed hands between two snapshots, or since one: by owner, task, cache and caller.
 
-    Without AFTER it is the guest as it is now (--guest), or was when its memory was saved (--image): it must
-    be the one that BEFORE was taken of, not booted again since.
+    Without AFTER it is the guest as it is now (--guest, --qmp), or was when its memory was saved (--image):
+    it must be the one that BEFORE was taken of, not booted again since.
     """
     found = compare(before, after, options)
     if as_json:
@@ -70,14 +70,14 @@ def diff(
 def compare(before: Path, after: Path | None, options: GuestOptions) -> Diff:
     """Read both. Raises BadSnapshot, UsageError."""
     was = Snapshot.load(before)
-    asked = options.guest is not None or options.image is not None
     if after is not None:
-        if asked:
-            raise UsageError("give a second snapshot, or a guest with --guest or --image: not both")
+        if options.attaches:
+            raise UsageError("give a second snapshot, or a guest with --guest, --image or --qmp: not both")
         return Snapshot.load(after).diff(was)
-    if not asked:
+    if not options.attaches:
         raise UsageError(
-            "a snapshot alone has nothing to differ from: give a second one, --guest NAME or --image PATH"
+            "a snapshot alone has nothing to differ from: "
+            "give a second one, --guest NAME, --image PATH or --qmp SOCKET"
         )
     with opened(options) as opening:
         return opening.guest.snapshot().diff(was)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from inspector.machine.address import Address, parse_address
 from inspector.machine.config import MachineConfig
+from inspector.machine.foreign import ForeignMachine
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.local import LocalMachine
 from inspector.machine.model import Completed, CpuRegisters, Machine, RamRange, RunState, Segment
@@ -13,8 +15,10 @@ from inspector.machine.starting import start
 from inspector.machine.still import StillMachine
 
 __all__ = [
+    "Address",
     "Completed",
     "CpuRegisters",
+    "ForeignMachine",
     "Gdb",
     "LocalMachine",
     "Machine",
@@ -28,6 +32,7 @@ __all__ = [
     "Stop",
     "connect",
     "list_guests",
+    "parse_address",
     "serve",
     "start",
 ]

@@ -108,7 +108,11 @@ DeathListener = Callable[[str], None]
 
 
 class Machine(Protocol):
-    """A guest and what can be asked of it; LocalMachine owns QEMU, RemoteMachine asks the kmi that does."""
+    """A guest and what can be asked of it.
+
+    LocalMachine owns QEMU, RemoteMachine asks the kmi that does, ForeignMachine a QEMU that others started;
+    StillMachine is a saved image.
+    """
 
     @property
     def name(self) -> str:
@@ -139,8 +143,8 @@ class Machine(Protocol):
         """The private folder, while QEMU runs: `qmp` and `gdb` are sockets for other tools, a client each."""
 
     @property
-    def ram_fd(self) -> int:
-        """The file that is the guest's RAM, open for reading and writing. The machine closes it."""
+    def ram_fd(self) -> int | None:
+        """The file that is the guest's RAM; the machine closes it. None: a ForeignMachine has copies."""
 
     @property
     def blocks(self) -> list[RamRange]:

@@ -80,6 +80,7 @@ class LocalStopLoop:
         self._breakpoints: set[VirtAddr] = set()
         self._cpu = 0
         self._closed = False
+        self.on_close: Callable[[], None] | None = None
 
     def insert(self, address: VirtAddr) -> None:
         """See StopLoop."""
@@ -129,7 +130,11 @@ class LocalStopLoop:
         """See StopLoop. The thread that waits for stops has ended, or is this one."""
         if not self._closed:
             self._closed = True
-            self._gate.loop_ends(self._clear)
+            try:
+                self._gate.loop_ends(self._clear)
+            finally:
+                if self.on_close:
+                    self.on_close()
 
     def abandon(self) -> None:
         """QEMU is gone: nothing is to be taken out."""

@@ -45,6 +45,7 @@ def recording(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording")
     with guest.paused(), (folder / "ram").open("wb") as file:
         blocks = guest.machine.blocks
+        assert guest.machine.ram_fd is not None
         _copy_data(guest.machine.ram_fd, file.fileno(), max(offset + size for _, size, offset in blocks))
         registers = [{name: getattr(cpu, name) for name in _REGISTERS} for cpu in guest.machine.registers()]
     (folder / "machine.json").write_text(json.dumps({"blocks": blocks, "cpus": registers}))

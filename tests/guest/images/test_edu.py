@@ -138,6 +138,7 @@ def test_a_locked_page_moves_and_the_transfer_goes_astray(edu: Guest, transfer: 
     done = transfer("stale")
     assert edu.page(Pfn(done.place >> 12)).refcount == 1
     assert not move_away(edu, done.place)
+    assert edu.machine.ram_fd is not None
     with closing(MappedRam.from_fd(edu.machine.ram_fd, edu.memory.blocks, writable=True)) as ram:
         ram.write(done.place, bytes(len(TEXT)))
     done.again()

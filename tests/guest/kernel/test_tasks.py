@@ -168,6 +168,7 @@ def test_a_corrupt_task_does_not_hide_the_others(guest: Guest, member: str) -> N
     """In a copy of the guest's memory, a pointer of one task leads to nowhere."""
     with guest.paused():
         victim, before = guest.task(1), guest.tasks()
+        assert guest.machine.ram_fd is not None
         copy = mmap.mmap(guest.machine.ram_fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
         real = guest.kernel
         memory = MappedRam(copy, guest.memory.blocks)

@@ -97,6 +97,6 @@ def test_export(kmi: Kmi, fake: Any, files: tuple[str, str], tmp_path: Path) -> 
 
 def test_export_says_what_is_wrong(kmi: Kmi, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     both = kmi("export", "x.arrow", "--from", files[0], "--guest", "lab")
-    assert both.error == "give --from, or a guest with --guest or --image: not both"
+    assert both.error == "give --from, or a guest with --guest, --image or --qmp: not both"
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "tables need pyarrow, which is not installed" in kmi("export", "x.arrow").error
