@@ -72,7 +72,7 @@ def test_leaks(kmi: Kmi, files: tuple[str, str]) -> None:
 
 
 def test_what_cannot_be_compared(kmi: Kmi, fake: Any, files: tuple[str, str], tmp_path: Path) -> None:
-    assert "give a second one, --guest NAME or --image PATH" in kmi("diff", files[0]).error
+    assert "give a second one, --guest NAME, --image PATH or --qmp SOCKET" in kmi("diff", files[0]).error
     assert "not both" in kmi("diff", *files, "--guest", "lab").error
     (tmp_path / "text").write_text("hello")
     assert (
