@@ -211,6 +211,29 @@ def test_a_lab_is_played(play_live: Play, guest: Guest) -> None:
     assert guest.run("ls -d /tmp/lab.*").returncode, "its folder is left"
 
 
+def test_a_buffer_followed_as_its_page_goes(play_live: Play, guest: Guest) -> None:
+    """The device's own bytes are shown; a page that is moved away under a device is another's then."""
+    guest.load_module("edu", mask=32)
+    holder = guest.spawn("/labs/dma stale")
+    try:
+        guest.run(f"until [ -s /tmp/spawn-{holder}.log ]; do sleep 0.05; done", timeout=60).check()
+        (entry,) = guest.run(f"cut -d ' ' -f 3 /tmp/spawn-{holder}.log").stdout.split()
+        pfn = int(entry, 16) & (1 << 55) - 1
+
+        async def script(screen: Screen) -> None:
+            await screen.press("D")
+            await screen.shows("1 known buffers", "edu", "32 bits, to 4 GiB", f"{pfn << 12:#x}")
+            await screen.press("enter")
+            await screen.shows(f"{pfn:#x}", f"dma ({holder})", "mapcount 1", "edu was here")
+            guest.run(f"echo {pfn << 12:#x} >/sys/devices/system/memory/soft_offline_page").check()
+            await screen.shows(f"was anonymous dma ({holder})", "mapcount 0")
+
+        play_live(GuestSource(guest), script)
+    finally:
+        guest.run(f"kill {holder}; while [ -e /proc/{holder} ]; do sleep 0.05; done")
+        guest.unload_module("edu")
+
+
 def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:
     pictures = take(guest, tmp_path)
     assert {picture.stem for picture in pictures} == {*ViewName, "lit"}

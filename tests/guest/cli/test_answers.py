@@ -95,6 +95,19 @@ def test_report(guest: Guest, host: Any, served: str) -> None:
     assert guest.running
 
 
+def test_devices(guest: Guest, host: Any, served: str) -> None:
+    found = json.loads(host.run("devices", "--json", "--guest", served).stdout)
+    folder = "/sys/bus/pci/devices"
+    assert [each["address"] for each in found["devices"]] == guest.run(f"ls {folder}").stdout.split()
+    for each in found["devices"]:
+        words = guest.run(
+            f"cd {folder}/{each['address']}; cat vendor device class dma_mask_bits"
+        ).stdout.split()
+        names = ("vendor", "device", "class")
+        assert [int(each[name], 16) for name in names] == [int(word, 16) for word in words[:3]]
+        assert int(each["dma"]["mask"], 16).bit_length() == int(words[3])
+
+
 def test_shell(host: Any, served: str, guest: Guest) -> None:
     source = "print(guest.info().release, guest.task(1).comm)"
     done = subprocess.run(
