@@ -76,8 +76,15 @@ class FreeLists:
         orders = self.blocks["order"][chosen]
         return tuple(np.bincount(orders, minlength=len(zone.free_by_order)).tolist())
 
+    @property
+    def largest(self) -> int:
+        """The order of the largest block that there can be (C: MAX_PAGE_ORDER)."""
+        return max(len(zone.free_by_order) for zone in self.zones) - 1
+
     def state(self, pfn: Pfn) -> FrameState:
-        """What a frame was."""
+        """What a frame was; beyond the last, none."""
+        if pfn >= len(self.frames.state):
+            return FrameState.HOLE
         return FrameState(int(self.frames.state[pfn]))
 
     def block(self, pfn: Pfn) -> Block | None:

@@ -175,8 +175,9 @@ def story(stage: Stage) -> Story:
         "buddy allocator. Where a frame's buddy is free too, the two become one block; and so on.",
         ("munmap(page, ...);", "munmap(others, ...);"),
         (
-            "Our frame is in a block as large as the one it came from, or larger.",
-            "Its first struct page says so.",
+            "Our frame is in a free block again. What that could not merge with, its buddy, is not free as a "
+            "block of that order: part of it is somebody's.",
+            "The block's first struct page says so.",
         ),
     )
     actor.unmap(ours.start, len(ours.pfns))
@@ -196,8 +197,9 @@ def story(stage: Stage) -> Story:
             FrameShown("our frame", last, frame),
         ),
         (
-            holds("It is in a free block", lists.order(pfn) >= block.order, f"of order {block.order} or more",
+            holds("It is in a free block", lists.order(pfn) > 0, "of two frames or more",
                   _order(lists.order(pfn)) if whole else f"it is {_state(lists, pfn)}", _LISTS, _hint(stage)),
+            equal("The block's buddy", "not free as a whole", _buddy(lists, whole), _LISTS),
             equal("The block's first struct page", f"buddy, private {lists.order(pfn)}",
                   f"{head.page_type}, private {head.private}", checks.FRAME),
             equal("Mapped, in a free block", "no, yes", _yes(count, flags & _KPF_BUDDY), _KPAGEFLAGS),
@@ -210,6 +212,15 @@ _STATES = {FrameState.FREE: "in a free block", FrameState.PER_CPU: "on a CPU's l
 
 def _state(lists: FreeLists, pfn: Pfn) -> str:
     return _STATES.get(lists.state(pfn), "in use")
+
+
+def _buddy(lists: FreeLists, block: Block | None) -> str:
+    """Whether the frames that a block would be merged with are a free block (C: __find_buddy_pfn())."""
+    if block is None or block.order == lists.largest:
+        return "not free as a whole"
+    other = lists.block(Pfn(block.start ^ (1 << block.order)))
+    free = other is not None and other.order == block.order
+    return f"free, of order {block.order}" if free else "not free as a whole"
 
 
 def _order(order: int) -> str:
