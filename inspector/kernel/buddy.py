@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest
+from inspector.errors import BadFormat, CorruptGuest
 from inspector.kernel import lists, zones
 from inspector.kernel.memmap import MemMap
 from inspector.symbols import Kernel, StructView
@@ -37,6 +37,8 @@ PCP_PAGE = np.dtype(
 )
 """A free block of 2**order pages that waits on a CPU's own list."""
 
+_MAX_ZONES = 16  # there are 6 at most
+_MAX_SLOTS = 256  # per-CPU lists of a zone; there are 14
 _PCP_ORDERS = 4  # PAGE_ALLOC_COSTLY_ORDER + 1: above them, per-CPU lists hold huge pages only
 
 
@@ -119,8 +121,11 @@ def counts(blocks: NDArray[np.void], zone: zones.Zone, migratetype_count: int) -
 
 def _populated(kernel: Kernel) -> Iterator[tuple[int, int, StructView]]:
     """The zones that have memory, by node and index (C: for_each_populated_zone)."""
+    count = kernel.types.enum("zone_type")["__MAX_NR_ZONES"]
+    if not 0 < count <= _MAX_ZONES:
+        raise BadFormat(f"the types are corrupt: nodes of {count} zones")
     for node in zones.nodes(kernel):
-        for index in range(kernel.types.enum("zone_type")["__MAX_NR_ZONES"]):
+        for index in range(count):
             zone = node.at(f"node_zones[{index}]")
             if zone.int("present_pages"):
                 yield zones.node_id(node), index, zone
@@ -161,12 +166,14 @@ def _pcp_slots(kernel: Kernel, pcp: StructView) -> list[tuple[int, int]]:
     """(order, migratetype) of each list; 44042b449872 (5.14) made one for each pair, of order 0 before."""
     kinds = kernel.types.enum("migratetype")["MIGRATE_PCPTYPES"]
     slots = kernel.types.field(pcp.type.name, "lists").type.count
+    movable = kernel.types.enum("migratetype")["MIGRATE_MOVABLE"]
+    if not 0 <= movable < kinds <= slots <= _MAX_SLOTS:
+        raise BadFormat(f"the types are corrupt: {slots} per-CPU lists for {kinds} migratetypes")
     huge = slots - _PCP_ORDERS * kinds
     if huge < 0:
         return [(0, slot) for slot in range(slots)]
     levels = kernel.space.format.levels
     huge_order = levels[-2].shift - levels[-1].shift
-    movable = kernel.types.enum("migratetype")["MIGRATE_MOVABLE"]
     # One list of huge pages at first; bf14ed81f571 (6.10) gave the movable ones a list of their own.
     huge_slots = [(huge_order, movable)] if huge == 1 else [(huge_order, 0), (huge_order, movable)][:huge]
     return [divmod(slot, kinds) for slot in range(_PCP_ORDERS * kinds)] + huge_slots
