@@ -305,8 +305,9 @@ class FramesView(View[Frames]):
         self.query_one("#frames-summary", Static).update(text)
 
     def on_frame_map_moved(self) -> None:
-        """What is under the cursor has changed."""
-        self._draw()
+        """Say what is under the cursor, unless the screen is being taken down."""
+        if self.query(UnderCursor):
+            self._draw()
 
     def on_frame_map_chosen(self) -> None:
         """A click on the cell under the cursor."""
