@@ -121,7 +121,7 @@ def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> 
 
 
 def runs(pfns: NDArray[np.uint64], most: int = _RUNS) -> str:
-    """Sorted PFNs as a person reads them: `0x1a0-0x1a3, 0x200, ...`."""
+    """PFNs, in their order, as a person reads them: `0x1a0-0x1a3, 0x200, ...`."""
     found = pfn_runs(pfns)
     texts = (f"{first:#x}" + (f"-{first + count - 1:#x}" if count > 1 else "") for first, count in found)
     return ", ".join(islice(texts, most)) + (
@@ -130,7 +130,7 @@ def runs(pfns: NDArray[np.uint64], most: int = _RUNS) -> str:
 
 
 def pfn_runs(pfns: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """The runs of sorted PFNs: each one's first and how many."""
+    """The runs of PFNs, in their order: each one's first and how many."""
     breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
     firsts = np.concatenate(([0], breaks)).astype(np.int64) if len(pfns) else breaks
     counts = np.diff(np.append(firsts, len(pfns)))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from inspector.arch import Walk
 from inspector.kernel.pages import Page
 from inspector.kernel.rmap import Alias
@@ -66,18 +63,6 @@ def aliases_text(aliases: Iterable[Alias]) -> str:
         for alias in aliases
     ]
     return "\n".join(["mapped at:", *_shortened(lines)]) if lines else "mapped nowhere"
-
-
-def frames_text(frames: NDArray[np.uint64]) -> str:
-    """PFNs in the order given, as runs: `0x1a0-0x1af (16), 0x2c0`."""
-    if not frames.size:
-        return "none"
-    breaks = np.flatnonzero(np.diff(frames.astype(np.int64)) != 1) + 1
-    parts = [
-        f"{int(run[0]):#x}" if run.size == 1 else f"{int(run[0]):#x}-{int(run[-1]):#x} ({run.size})"
-        for run in np.split(frames, breaks)
-    ]
-    return ", ".join(_shortened(parts))
 
 
 def _shortened(parts: list[str]) -> list[str]:

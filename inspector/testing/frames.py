@@ -13,6 +13,7 @@ from inspector.errors import UsageError
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
 from inspector.kernel.pages import Page
+from inspector.snapshots.leaks import runs
 from inspector.testing import drawing
 from inspector.testing.claims import Claims, block
 from inspector.testing.places import Where, frames, name_of, size_of
@@ -88,7 +89,7 @@ def contiguous(
         page_size = where.kernel.space.format.page_size
         last, limit = (int(found.max()) + 1) * page_size, size_of(below)
         claims.holds("highest address", last <= limit, f"below {limit:#x}", f"{last - 1:#x}")
-    claims.check(lambda: f"its frames: {drawing.frames_text(found)}")
+    claims.check(lambda: f"its frames: {runs(found)}")
     return found
 
 
@@ -102,9 +103,4 @@ def stays(where: Where, va: VirtAddr, size: int | str) -> Iterator[NDArray[np.ui
     moved = before != after
     claims = Claims(f"{format_size(size_of(size))} at {va:#x} in {name_of(where)}")
     claims.equal("pages that moved", 0, int(np.count_nonzero(moved)))
-    claims.check(
-        lambda: (
-            f"were in frames {drawing.frames_text(before[moved])}\n"
-            f"are in frames {drawing.frames_text(after[moved])}"
-        )
-    )
+    claims.check(lambda: f"were in frames {runs(before[moved])}\nare in frames {runs(after[moved])}")

@@ -12,6 +12,7 @@ from inspector.errors import UsageError
 from inspector.kernel.rmap import cache_modes
 from inspector.kernel.tasks import Task
 from inspector.kernel.vmas import Vma
+from inspector.snapshots.leaks import runs
 from inspector.testing import drawing
 from inspector.testing.claims import Claims
 from inspector.testing.places import Where, name_of, size_of, space_of
@@ -134,7 +135,7 @@ def shared(pfns: Iterable[int], *tasks: Task) -> None:
         claims.equal(f"mapped by {name_of(task)}", wanted.size, wanted.size - missing[task.pid].size)
     claims.check(
         lambda: "\n".join(
-            f"{name_of(task)} does not map {drawing.frames_text(missing[task.pid])}"
+            f"{name_of(task)} does not map {runs(missing[task.pid])}"
             for task in tasks
             if missing[task.pid].size
         )
