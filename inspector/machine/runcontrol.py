@@ -290,6 +290,8 @@ class RunControl:
         else:
             self._monitor().execute("cont")
         self._await(lambda: self._resumes > before, _SETTLE, "run on")
+        with self._changed:
+            self._asked = ""  # whoever stops it next may not say why
 
     def wait_stop(self, timeout: float) -> RunState | None:
         """Wait until the CPUs stop, whoever stops them; None after `timeout` seconds. Raises GuestDied."""
