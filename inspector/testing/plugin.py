@@ -142,21 +142,22 @@ def _spec(request: pytest.FixtureRequest, kernel: str, more: dict[str, Any]) -> 
     try:
         return spec_of(_said(request.node) | more, kernel, request.path.parent)
     except UsageError as error:
-        pytest.fail(str(error), pytrace=False)
+        why = str(error)
+    pytest.fail(why, pytrace=False)
 
 
 def _prepared(boot: Callable[[], Guest]) -> Guest:
     """Boot; a tool that is missing skips the test, but fails it under CI."""
     from inspector.errors import InspectorError, SetupError
 
+    missing = False
     try:
         return boot()
-    except SetupError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
     except InspectorError as error:
-        pytest.fail(str(error), pytrace=False)
+        why, missing = str(error), isinstance(error, SetupError)
+    if missing and not os.environ.get("CI"):
+        pytest.skip(why)
+    pytest.fail(why, pytrace=False)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_a_held_guest_is_shared_and_goes_with_its_holder(host: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_while_it_boots(host: Any, number: signal.Signals) -> None:
-    process = host.start("report", "--memory", "256M")
+    process = host.start("report", "--memory", "256M", "--cold")
     host.wait_for(lambda: "Booting" in host.log() and len(host.processes()) > 2, "the boot")
     process.send_signal(number)
     assert process.wait(60) == 128 + number
