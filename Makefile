@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help run test test-oracle check lint unit docs bench screenshots setup clean
 
 ARGS ?=
+# Each has its own guests: half a GiB of memory or two.
+WORKERS ?= 2
 BIN := .venv/bin
 
 help:    ## This list
@@ -15,7 +17,7 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
 	@$(BIN)/python .ci/fetch.py
-	$(BIN)/pytest -m "not oracle" $(ARGS)
+	$(BIN)/pytest -m "not oracle" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-oracle: setup .venv/oracle    ## Compare with drgn and crash; fetches the kernel's -dbg package (850 MB)
 	@$(if $(ORACLES),.ci/install-packages $(ORACLES))
