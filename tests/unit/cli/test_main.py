@@ -70,6 +70,10 @@ def test_help_lists_every_command(kmi: Kmi) -> None:
         (["boot"], "Missing option '--name'"),
         (["--memory", "1G", "report"], "the command comes before its options: kmi report --memory 1G"),
         (["report", "--guest", "lab", "--memory", "1G", "--la57"], "leave out --memory, --la57"),
+        (["report", "--guest", "lab", "--gdb", "s"], "leave out --gdb"),
+        (["report", "--qmp", "s", "--guest", "lab", "--cpus", "2"], "leave out --cpus, --guest"),
+        (["walk", "--qmp", "s", "--spawn", "x", "1", "0"], "--qmp takes a QEMU as others run it: leave out"),
+        (["report", "--gdb", "s"], "--gdb goes with --qmp"),
     ],
 )
 def test_bad_input_is_one_line_and_boots_nothing(
