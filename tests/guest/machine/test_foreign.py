@@ -65,6 +65,7 @@ class ForeignQemu:
             )
             self._await(lambda: b"\nready" in self._heard.replace(b"\r", b""), "a plain shell")
             self.ask("/bin/busybox mount -t proc proc /proc")
+            self.ask("/bin/busybox mount -t devtmpfs dev /dev")  # a job in the background wants /dev/null
         except BaseException:
             self.close()
             raise
@@ -90,7 +91,9 @@ class ForeignQemu:
         """What a line of shell prints in the guest; builtins do so without a page allocated."""
         self._heard = b""
         self._say(f"{command}; echo en''ded")
-        self._await(lambda: b"ended\r\n" in self._heard, f"an answer to {command!r}")
+        self._await(
+            lambda: b"ended" in self._heard and self._heard.endswith(b"\n"), f"an answer to {command!r}"
+        )
         return self._heard.partition(b"ended")[0].decode(errors="replace").replace("\r", "")
 
     def lines_of(self, path: str) -> list[str]:
