@@ -16,6 +16,7 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 	@$(BIN)/kmi $(ARGS)
 
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
+	@$(if $(WITNESSES),.ci/install-packages $(WITNESSES))
 	@$(BIN)/python .ci/fetch.py
 	$(BIN)/pytest -m "not oracle" -n $(WORKERS) --dist loadfile $(ARGS)
 
@@ -69,6 +70,9 @@ MISSING = $(strip \
 	$(call need,pahole,pahole) \
 	$(if $(wildcard $(BIN)/python)$(PYTHON),,python3 python3-venv))
 
+# virtme-ng, whose QEMU is attached to, wants `file`; the others unpack memory images.
+WITNESSES = $(strip $(call need,file,file) $(call need,/usr/lib/*/liblzo2.so.2,liblzo2-2) \
+	$(call need,/usr/lib/*/libsnappy.so.1,libsnappy1v5))
 ORACLES = $(strip $(call need,crash,crash) $(call need,makedumpfile,makedumpfile))
 
 setup: system .venv/ready
