@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 # Each has its own guests: half a GiB of memory or two.
 WORKERS ?= 2
+# Stops guests some thousand times: with the machine to itself.
+ALONE := tests/guest/trace
 BIN := .venv/bin
 
 help:    ## This list
@@ -18,7 +20,8 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
 	@$(if $(WITNESSES),.ci/install-packages $(WITNESSES))
 	@$(BIN)/python .ci/fetch.py
-	$(BIN)/pytest -m "not oracle" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -m "not oracle" -n $(WORKERS) --dist loadfile $(or $(ARGS),--ignore $(ALONE))
+	$(if $(ARGS),,$(BIN)/pytest -m "not oracle" $(ALONE))
 
 test-oracle: setup .venv/oracle    ## Compare with drgn and crash; fetches the kernel's -dbg package (850 MB)
 	@$(if $(ORACLES),.ci/install-packages $(ORACLES))

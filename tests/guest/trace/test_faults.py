@@ -42,7 +42,7 @@ class Scripted:
 def traced_guest(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """A guest with swap and a disk, on one CPU or two."""
     kernel, cpus = request.param
-    with boot_guest(kernel, "512M", cpus, cmdline="vsyscall=xonly") as guest:
+    with boot_guest(kernel, "512M", cpus, cmdline="vsyscall=xonly", cold=True) as guest:
         guest.run("echo 64M >/sys/block/zram0/disksize && mkswap /dev/zram0 && swapon /dev/zram0").check()
         guest.run("cat /sys/class/zram-control/hot_add && echo 8M >/sys/block/zram1/disksize").check()
         yield guest
