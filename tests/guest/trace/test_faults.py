@@ -81,7 +81,7 @@ def test_each_kind_is_told(traced_guest: Guest) -> None:
         assert len({access.kind for access in said}) >= 19
         assert trace.lost == 0
         check_error_codes(ours, said)
-        check_frames(ours, said, traced_guest.machine.cpus)
+        check_frames(ours, said)
         # The program's counts go up to its last two accesses.
         first, end = faults.index(ours[0]), faults.index(ours[-2])
         assert sum(fault.minor for fault in faults[first:end]) == minor
@@ -100,7 +100,7 @@ def check_error_codes(faults: list[Fault], said: list[Scripted]) -> None:
             assert fault.error == _ACCESS[access.access] | user | present, (fault, access)
 
 
-def check_frames(faults: list[Fault], said: list[Scripted], cpus: int) -> None:
+def check_frames(faults: list[Fault], said: list[Scripted]) -> None:
     """The frame that the walk after finds is the one that the program then read in its pagemap."""
     frames, held = 0, 0
     for fault, access in zip(faults, said, strict=True):
@@ -118,8 +118,8 @@ def check_frames(faults: list[Fault], said: list[Scripted], cpus: int) -> None:
             assert fault.frame_after is not None
             assert fault.frame_after.use == "anonymous"
     assert frames > 20
-    # While a fault is handled, a task that ends on the other CPU may free a page for it.
-    assert held < cpus
+    # Handling may sleep, or be preempted, and another task free a page for it meanwhile: a rare thing.
+    assert held <= frames // 10
 
 
 def test_who_faulted_is_told(traced_guest: Guest) -> None:
