@@ -20,6 +20,7 @@ from inspector.machine import keeper
 from inspector.machine.address import Address, dial
 from inspector.machine.foreign_ram import find_ram
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
+from inspector.machine.monitor import Monitored
 from inspector.machine.qmp import Qmp
 from inspector.machine.registers import parse_registers
 from inspector.machine.runcontrol import RunControl
@@ -34,7 +35,7 @@ _ADD_GDB = (
 _SHUTDOWNS = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest shut itself down"}
 
 
-class ForeignMachine:
+class ForeignMachine(Monitored):
     """See the Machine protocol for what it answers. There is no agent of ours in the guest: run() is refused.
 
     With `gdb` page faults and allocations can be traced; nothing is sent there before. Raises MachineError.
@@ -196,20 +197,6 @@ class ForeignMachine:
     def put(self, data: bytes, path: str, mode: int = 0o755) -> None:
         """Raises MachineError."""
         self._no_agent()
-
-    def hmp(self, command: str) -> str:
-        """What the human monitor answers. `stop` and `cont` go the way of `pause` and `resume`."""
-        if command.strip() in ("stop", "s", "cont", "c"):
-            (self.pause if command.strip() in ("stop", "s") else self.resume)()
-            return ""
-        return self._monitor().hmp(command)
-
-    def qmp(self, command: str, **arguments: Any) -> Any:
-        """What QMP returns. `stop` and `cont` go the way of `pause` and `resume`; `_` in a name means `-`."""
-        if command in ("stop", "cont"):
-            (self.pause if command == "stop" else self.resume)()
-            return {}
-        return self._monitor().execute(command, {key.replace("_", "-"): arguments[key] for key in arguments})
 
     def _monitor(self) -> Qmp:
         if self._closed:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from inspector.errors import BootError, GuestDied, MachineError
 from inspector.machine import accel as accelerators
@@ -20,6 +19,7 @@ from inspector.machine.config import MachineConfig
 from inspector.machine.console import Console
 from inspector.machine.gdb import Gdb, Stop
 from inspector.machine.model import Completed, CpuRegisters, DeathListener, RamRange, RunState, StateListener
+from inspector.machine.monitor import Monitored
 from inspector.machine.process import QemuProcess
 from inspector.machine.qmp import Qmp
 from inspector.machine.registers import parse_ram, parse_registers
@@ -42,7 +42,7 @@ _INITRAMFS = re.compile(r"Initramfs unpacking failed: .*")  # init/initramfs.c
 _SHUTDOWNS = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest shut itself down"}
 
 
-class LocalMachine:
+class LocalMachine(Monitored):
     """A QEMU of ours: see the Machine protocol for what it answers. Made by `start`.
 
     With a `state` QEMU waits for `wake`; the machine then has the state, and closes it.
@@ -354,20 +354,6 @@ class LocalMachine:
     def put(self, data: bytes, path: str, mode: int = 0o755) -> None:
         """Write a file in the guest."""
         self.shell.put(data, path, mode)
-
-    def hmp(self, command: str) -> str:
-        """What the human monitor answers. `stop` and `cont` go the way of `pause` and `resume`."""
-        if command.strip() in ("stop", "s", "cont", "c"):
-            (self.pause if command.strip() in ("stop", "s") else self.resume)()
-            return ""
-        return self._monitor().hmp(command)
-
-    def qmp(self, command: str, **arguments: Any) -> Any:
-        """What QMP returns. `stop` and `cont` go the way of `pause` and `resume`; `_` in a name means `-`."""
-        if command in ("stop", "cont"):
-            (self.pause if command == "stop" else self.resume)()
-            return {}
-        return self._monitor().execute(command, {key.replace("_", "-"): arguments[key] for key in arguments})
 
     def console_tail(self, lines: int = 40) -> str:
         """The last lines of the serial console."""

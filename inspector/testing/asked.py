@@ -40,17 +40,15 @@ class Asked:
         self.walk = walk
 
     @contextmanager
-    def listening(self, guests: list[Guest]) -> Iterator[None]:
-        """Hear what the guests are asked inside."""
+    def listening(self, guest: Guest) -> Iterator[None]:
+        """Hear what the guest is asked inside."""
         AddressSpace.on_walk = self._walked
+        _overhear(guest, self._saw)
         try:
-            for guest in guests:
-                _overhear(guest, self._saw)
             yield
         finally:
             AddressSpace.on_walk = None
-            for guest in guests:
-                vars(guest).pop("page", None)
+            vars(guest).pop("page", None)
 
 
 def _overhear(guest: Guest, hear: Callable[[Guest, Page], None]) -> None:

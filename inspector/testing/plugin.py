@@ -170,9 +170,9 @@ def _lent(request: pytest.FixtureRequest, spec: GuestSpec, guest: Guest) -> Iter
     asked = item.stash.setdefault(_ASKED, Asked())
     item.stash.setdefault(_GUESTS, []).append((spec, guest))
     log = None if _setting(request.config, "initrd") else KernelLog(guest)
-    with asked.listening([guest]):
+    with asked.listening(guest):
         yield guest
-    if guest in (kept.guest for kept in [request.config.stash.get(_KEPT, None)] if kept):
+    if _is_kept(request, guest):
         return
     if not guest.machine.alive:
         pytest.fail(f"the guest died during this test: {guest.state().reason}", pytrace=False)
@@ -185,9 +185,13 @@ def _lent(request: pytest.FixtureRequest, spec: GuestSpec, guest: Guest) -> Iter
 
 
 def _close(request: pytest.FixtureRequest, guest: Guest) -> None:
-    kept = request.config.stash.get(_KEPT, None)
-    if kept is None or kept.guest is not guest:
+    if not _is_kept(request, guest):
         guest.close()
+
+
+def _is_kept(request: pytest.FixtureRequest, guest: Guest) -> bool:
+    kept = request.config.stash.get(_KEPT, None)
+    return kept is not None and kept.guest is guest
 
 
 @pytest.hookimpl(wrapper=True)
