@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from inspector.errors import GdbError, GuestDied, MachineError
@@ -253,9 +253,21 @@ class RunControl:
         with self._order:
             self._holds = max(0, self._holds - 1)
             if self._held and not self._holds:
+                with self._soon_running():
+                    self.check_alive()
+                    self._start_cpus()
+
+    @contextmanager
+    def _soon_running(self) -> Iterator[None]:
+        """Inside, a stop is a hold to whoever asks; it ends once the CPUs run, or should."""
+        with self._changed:
+            self._held = True
+        try:
+            yield
+        finally:
+            with self._changed:
                 self._held = False
-                self.check_alive()
-                self._start_cpus()
+                self._settle()
 
     def _stop_cpus(self, why: str) -> None:
         with self._changed:
@@ -315,25 +327,29 @@ class RunControl:
                     return self._gdb
                 if self._loop:
                     raise GdbError("the guest is being traced: gdb can attach when the trace has ended")
-                was_running = self._state().running
-                asked = self._asked
-                self._asked = "paused by gdb, attaching"
-            try:
+            with self._stub_stops() as was_running:
                 gdb = Gdb(self.gdb_socket, self._on_gdb_run, self._on_gdb_stop, self._on_gdb_end)
+                with self._changed:
+                    self._gdb, self._gdb_lost, self._stop = gdb, False, None
+                    self._settle()
+                self._await(lambda: not self._state().running, _SETTLE, "stop for gdb")
+                if was_running:
+                    self._start_cpus()
+            return gdb
+
+    @contextmanager
+    def _stub_stops(self) -> Iterator[bool]:
+        """Inside, the stub stops the guest as we connect; gives whether it ran. If that fails it runs on."""
+        was_running = self.state().running
+        with self._soon_running() if was_running else nullcontext():
+            try:
+                yield was_running
             except GdbError:
                 self.check_alive()
-                if was_running:  # the stub stopped it
+                if was_running:
                     with suppress(MachineError):
                         self._monitor().execute("cont")
                 raise
-            with self._changed:
-                self._gdb, self._gdb_lost, self._stop = gdb, False, None
-                self._asked = asked or self._asked
-                self._settle()
-            self._await(lambda: not self._state().running, _SETTLE, "stop for gdb")
-            if was_running:
-                self._start_cpus()
-            return gdb
 
     # a loop of short stops
 
@@ -348,14 +364,14 @@ class RunControl:
                 raise MachineError("the guest is being traced already: end that trace first")
             if self._gdb:
                 self._gdb.close()  # the stub serves one client
-            held = not self._state().running
-            loop = LocalStopLoop(Rsp(self.gdb_socket), self)
-            self._monitor().execute("query-status")  # the STOP event of our coming is there before its answer
-            with self._changed:
-                self._gdb_lost = False
-                self._vm_running = False
-                self._loop, self._loop_at_stop, self._loop_held = loop, True, held
-                self._settle()
+            with self._stub_stops() as was_running:
+                loop = LocalStopLoop(Rsp(self.gdb_socket), self)
+                # the STOP event of our coming is there before this is answered
+                self._monitor().execute("query-status")
+                with self._changed:
+                    self._gdb_lost = False
+                    self._vm_running = False
+                    self._loop, self._loop_at_stop, self._loop_held = loop, True, not was_running
             return loop
 
     def loop_stopped(self) -> None:
@@ -384,9 +400,11 @@ class RunControl:
             clear()
             with self._changed:
                 run_on = not self._loop_held
-                self._loop, self._vm_running = None, False
-            if run_on:
-                self._start_cpus()
+            with self._soon_running() if run_on else nullcontext():
+                with self._changed:
+                    self._loop, self._vm_running = None, False
+                if run_on:
+                    self._start_cpus()
             with self._changed:
                 self._settle()
 

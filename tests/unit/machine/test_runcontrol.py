@@ -22,6 +22,8 @@ class Cpus(Qmp):
         self.control = control
         self.running = True
         self.orders: list[str] = []
+        self.seen: list[RunState] = []
+        """What was so as each order came."""
 
     def execute(self, command: str, arguments: Any = None, timeout: float = 30.0) -> Any:
         if command == "query-status":
@@ -29,6 +31,7 @@ class Cpus(Qmp):
         if command not in ("stop", "cont"):
             raise QmpError(command)
         self.orders.append(command)
+        self.seen.append(self.control.state())
         self.go(command == "cont")
         return {}
 
@@ -65,6 +68,16 @@ def test_pause_and_resume_are_absolute(bench: Bench) -> None:
     bench.control.resume()
     assert bench.control.state().running
     assert bench.cpus.orders == ["stop", "cont"]
+
+
+def test_a_hold_that_ends_is_a_hold_until_the_cpus_run(bench: Bench) -> None:
+    """Who would run a command then has only to wait a moment: it must not read as a pause."""
+    bench.control.hold()
+    bench.control.release()
+    assert bench.cpus.orders == ["stop", "cont"]
+    assert bench.cpus.seen == [RunState("running", "running"), RunState("paused", "held by a reading", True)]
+    bench.cpus.go(False)
+    assert bench.control.state() == RunState("paused", "paused by QEMU's monitor")
 
 
 def test_a_stop_by_somebody_else_is_seen_and_can_be_ended(bench: Bench) -> None:
