@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspector.arch.format import EntryFlag, EntryKind, Level, PagingFormat, Shape
 from inspector.arch.scanner import LEAF, MAPPING, TABLE, Right, scan, survey, translate
 from inspector.arch.space import AddressSpace
+from inspector.arch.still import StillSpace
 from inspector.arch.walker import FaultKind, Walk, WalkFault, WalkStep, walk
 from inspector.arch.x86_64 import X86_64_4LEVEL, X86_64_5LEVEL, paging_of, x86_64
 
@@ -22,6 +23,7 @@ __all__ = [
     "PagingFormat",
     "Right",
     "Shape",
+    "StillSpace",
     "Walk",
     "WalkFault",
     "WalkStep",

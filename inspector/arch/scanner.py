@@ -90,18 +90,20 @@ def survey(
     start: int = 0,
     end: int = 1 << 64,
     *,
+    known: NDArray[np.uint64] | None = None,
     limit: int = LIMIT,
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """All below many roots at once: (LEAF rows in no order, TABLE rows by address).
 
-    A table that many entries lead to is read once and has one row, for the first of its roots. Raises as
-    scan().
+    A table that many entries lead to is read once and has one row, for the first of its roots; those at the
+    addresses `known`, in order, are left out. Raises as scan().
     """
+    known = np.empty(0, U64) if known is None else known
     leaves: list[NDArray[np.void]] = [np.empty(0, LEAF)]
     found = [np.zeros(len(roots), TABLE)]
     found[0]["pa"], found[0]["root"] = roots, np.arange(len(roots))
     depth = {id(level): place for place, level in enumerate(format.levels)}
-    for level, part in _levels(memory, format, roots, start, end, limit, distinct=True):
+    for level, part in _levels(memory, format, roots, start, end, limit, known):
         for shape in level.shapes:
             vas, entries, _, origins = part.at(_chosen(shape, part.entries))
             rows = np.empty(len(vas), LEAF if shape.leaf else TABLE)
@@ -113,7 +115,8 @@ def survey(
                 rows["level"] = depth[id(level)] + 1
                 found.append(rows)
     tables = np.concatenate(found)
-    return np.concatenate(leaves), tables[np.unique(tables["pa"], return_index=True)[1]]
+    pas, first = np.unique(tables["pa"], return_index=True)
+    return np.concatenate(leaves), tables[first[~_among(pas, known)]]
 
 
 class _Tables(NamedTuple):
@@ -152,10 +155,9 @@ def _levels(
     start: int,
     end: int,
     limit: int,
-    *,
-    distinct: bool = False,
+    known: NDArray[np.uint64] | None = None,
 ) -> Iterator[tuple[Level, _Entries]]:
-    """Every entry in [start, end) that is not zero, level by level; `distinct` reads no table twice."""
+    """Every entry in [start, end) that is not zero, level by level; with `known` (survey) no table twice."""
     start, last = max(start, 0), min(end, 1 << 64) - 1
     if start > last:
         return
@@ -179,8 +181,17 @@ def _levels(
         if not below:
             return
         tables = _Tables(*(np.concatenate(column) for column in zip(*below, strict=True)))
-        if distinct:
-            tables = tables.at(np.unique(tables.pas, return_index=True)[1])
+        if known is not None:
+            pas, first = np.unique(tables.pas, return_index=True)
+            tables = tables.at(first[~_among(pas, known)])
+
+
+def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the values are among those known, which are in order."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.asarray(known[places] == values)
 
 
 def translate(

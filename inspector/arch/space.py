@@ -119,21 +119,21 @@ class AddressSpace:
         dtype = np.dtype(dtype)
         vas = np.ascontiguousarray(vas, U64)
         size = dtype.itemsize * count
-        pas, sizes = self._resolve(vas)
-        over = (vas & (np.maximum(sizes, U64.type(1)) - U64.type(1))) + U64.type(size) > sizes
+        pas, room = self.locate(vas)
+        over = room < U64.type(size)
         ok = ~over
-        if not over.any():
+        if ok.all():
             return self.memory.gather(pas, dtype, count)
         values = np.zeros((len(vas), count) if count > 1 else len(vas), dtype)
         values[ok], ok[ok] = self.memory.gather(pas[ok], dtype, count)
-        rows = np.flatnonzero(over & (sizes != 0) & (vas <= U64.type((1 << 64) - size)))
+        rows = np.flatnonzero(over & (room != 0) & (vas <= U64.type((1 << 64) - size)))
         chunk = max(1, _BYTES_AT_ONCE // max(1, size))
         for first in range(0, len(rows), chunk):
             some = rows[first : first + chunk]
             each = np.add.outer(vas[some], np.arange(size, dtype=U64)).reshape(-1)
-            pas, sizes = self._resolve(each)
+            pas, room = self.locate(each)
             data, good = self.memory.gather(pas, np.dtype(np.uint8))
-            whole = (good & (sizes != 0)).reshape(-1, size).all(axis=1)
+            whole = (good & (room != 0)).reshape(-1, size).all(axis=1)
             items = data.reshape(-1, size)[whole].view(dtype)
             values[some[whole]] = items if count > 1 else items.reshape(-1)
             ok[some[whole]] = True
@@ -146,6 +146,11 @@ class AddressSpace:
         return scanner.scan(
             self.memory, self.format, self.root, start, end, nonpresent=nonpresent, limit=limit
         )
+
+    def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Of each address the physical one, and how many bytes from there on lie behind it: 0 for none."""
+        pas, sizes = self._resolve(vas)
+        return pas, sizes - (vas & (np.maximum(sizes, U64.type(1)) - U64.type(1)))
 
     def _resolve(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """scanner.resolve(), but neighbours on the same page are looked up once."""

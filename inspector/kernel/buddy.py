@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from inspector.errors import BadFormat, CorruptGuest
 from inspector.kernel import lists, zones
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
@@ -37,18 +37,10 @@ PCP_PAGE = np.dtype(
 )
 """A free block of 2**order pages that waits on a CPU's own list."""
 
+_TAIL = np.uint64(1)
 _MAX_ZONES = 16  # there are 6 at most
 _MAX_SLOTS = 256  # per-CPU lists of a zone; there are 14
 _PCP_ORDERS = 4  # PAGE_ALLOC_COSTLY_ORDER + 1: above them, per-CPU lists hold huge pages only
-
-
-@dataclass(frozen=True, slots=True)
-class _FreeList:
-    node: int
-    zone: int
-    order: int
-    migratetype: int
-    head: VirtAddr
 
 
 def migratetypes(kernel: Kernel) -> tuple[str, ...]:
@@ -68,20 +60,19 @@ def free_blocks(kernel: Kernel, memmap: MemMap, types: NDArray[np.uint32] | None
     A CPU that was stopped inside the allocator may hold one block between lists: it is left out.
     Raises CorruptGuest where more blocks than CPUs are on no list.
     """
-    lists_ = _free_lists(kernel)
+    heads, which = recall(kernel, _free_lists)
     pfns = _buddy_pfns(memmap, types)
     links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, np.dtype(np.uint64))
-    ends = lists.follow(links, following, np.array([each.head for each in lists_], dtype=np.uint64))
-    lost = ends < 0
-    if lost.sum() > len(kernel.online_cpus()):
+    ends = lists.follow(links, following, heads)
+    found = ends >= 0
+    lost = len(pfns) - np.count_nonzero(found)
+    if lost > len(kernel.online_cpus()):
         raise CorruptGuest(
-            f"{lost.sum()} free blocks are on no free list; the first is PFN {int(pfns[lost][0]):#x}"
+            f"{lost} free blocks are on no free list; the first is PFN {int(pfns[~found][0]):#x}"
         )
-    blocks = np.empty(int((~lost).sum()), FREE_BLOCK)
-    blocks["pfn"] = pfns[~lost]
-    for name in ("order", "migratetype", "node", "zone"):
-        blocks[name] = np.array([getattr(each, name) for each in lists_])[ends[~lost]]
+    blocks = which[ends[found]]
+    blocks["pfn"] = pfns[found]
     return blocks
 
 
@@ -91,23 +82,15 @@ def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) ->
     `unused` are the PFNs that nobody refers to and that are in no free block: those on the lists are among
     them, and no mark tells them apart.
     """
-    lists_: list[tuple[int, ...]] = []
-    heads: list[int] = []
-    slots: list[tuple[int, int, int]] = []
-    for node, index, zone in _populated(kernel):
-        for cpu, pcp in zones.per_cpu_lists(zone):
-            slots = slots or [
-                (order, migratetype, kernel.types.offsetof(pcp.type.name, f"lists[{slot}]"))
-                for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp))
-            ]
-            for order, migratetype, offset in slots:
-                lists_.append((0, order, migratetype, node, index, cpu))
-                heads.append(pcp.address + offset)
+    heads, which = recall(kernel, _per_cpu_lists)
     links = memmap.addresses(unused) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, np.dtype(np.uint64))
-    ends = lists.follow(links, following, np.array(heads, np.uint64))
-    rows = np.array(lists_, PCP_PAGE)[ends[ends >= 0]]
-    rows["pfn"] = unused[ends >= 0]
+    linked = np.flatnonzero(following & _TAIL == 0)  # of a tail page the word leads to its head, bit 0 set
+    unused, links, following = unused[linked], links[linked], following[linked]
+    ends = lists.follow(links, following, heads)
+    found = ends >= 0
+    rows = which[ends[found]]
+    rows["pfn"] = unused[found]
     return rows
 
 
@@ -135,18 +118,36 @@ def _migratetype_count(kernel: Kernel) -> int:
     return kernel.types.enum("migratetype")["MIGRATE_TYPES"]
 
 
-def _free_lists(kernel: Kernel) -> list[_FreeList]:
+def _free_lists(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
+    """The head of every free list, and a FREE_BLOCK row for each of what is on it."""
     types = kernel.types
     inside = [
         (order, migratetype, types.offsetof("zone", f"free_area[{order}].free_list[{migratetype}]"))
         for order in range(types.field("zone", "free_area").type.count)
         for migratetype in range(_migratetype_count(kernel))
     ]
-    return [
-        _FreeList(node, index, order, migratetype, VirtAddr(zone.address + offset))
-        for node, index, zone in _populated(kernel)
-        for order, migratetype, offset in inside
-    ]
+    heads: list[int] = []
+    rows: list[tuple[int, ...]] = []
+    for node, index, zone in _populated(kernel):
+        heads += (zone.address + offset for _, _, offset in inside)
+        rows += ((0, order, migratetype, node, index) for order, migratetype, _ in inside)
+    return np.array(heads, np.uint64), np.array(rows, FREE_BLOCK)
+
+
+def _per_cpu_lists(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
+    """The head of every CPU's own lists, and a PCP_PAGE row for each of what is on it."""
+    heads: list[int] = []
+    rows: list[tuple[int, ...]] = []
+    slots: list[tuple[int, int, int]] = []
+    for node, index, zone in _populated(kernel):
+        for cpu, pcp in zones.per_cpu_lists(zone):
+            slots = slots or [
+                (order, migratetype, kernel.types.offsetof(pcp.type.name, f"lists[{slot}]"))
+                for slot, (order, migratetype) in enumerate(_pcp_slots(kernel, pcp))
+            ]
+            heads += (pcp.address + offset for _, _, offset in slots)
+            rows += ((0, order, migratetype, node, index, cpu) for order, migratetype, _ in slots)
+    return np.array(heads, np.uint64), np.array(rows, PCP_PAGE)
 
 
 def _buddy_pfns(memmap: MemMap, types: NDArray[np.uint32] | None) -> NDArray[np.uint64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest
 from inspector.kernel.bulk import columns
 from inspector.kernel.paths import mount_path
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr, printable
 
@@ -26,6 +27,11 @@ def file_names(kernel: Kernel, spaces: NDArray[np.uint64]) -> list[str]:
     A path where its file system is mounted, `block device 254:0`, or what else is known of the inode. Text of
     the guest's, printable. Raises CorruptGuest where one is not mapped or dentries run in a loop.
     """
+    return list(recall(kernel, _file_names, tuple(spaces.tolist())))
+
+
+def _file_names(kernel: Kernel, mappings: tuple[int, ...]) -> list[str]:
+    spaces = np.array(mappings, np.uint64)
     (inodes,) = columns(kernel, "address_space", spaces, "host")
     known = inodes[inodes != 0]
     first, superblocks, numbers, modes, devices = columns(

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.arch import StillSpace
 from inspector.errors import BadFormat, CorruptGuest, NoSuchFrame
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel, StructView
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
@@ -144,9 +146,14 @@ class MemMap:
     @cached_property
     def _extents(self) -> list[tuple[int, float, int]]:
         """Physically contiguous stretches of the array: (virtual start, end exclusive, physical start)."""
-        leaves = self.kernel.space.scan(
-            self.address(self.runs[0][0]), self.base + self.end * self.struct_size
+        space, start, end = (
+            self.kernel.space,
+            self.address(self.runs[0][0]),
+            self.base + self.end * self.struct_size,
         )
+        if isinstance(space, StillSpace):
+            return [(va, va + size, pa) for va, pa, size in space.stretches(start, end)]
+        leaves = space.scan(start, end)
         if not len(leaves):
             return []
         vas, pas, ends = leaves["va"], leaves["pa"], leaves["va"] + leaves["size"]
@@ -160,18 +167,25 @@ class MemMap:
 
     def sections(self, member: str) -> NDArray[np.uint64]:
         """A pointer-wide member of every struct mem_section, by number: they lie in pages of their own."""
-        kernel = self.kernel
-        size, offset = kernel.types.sizeof("mem_section"), kernel.types.offsetof("mem_section", member)
-        per_root = self.page_size // size
-        roots_at = VirtAddr(kernel.word("mem_section"))
-        roots_count = kernel.vmcoreinfo.length("mem_section")
-        if not 0 < roots_count * per_root <= _MAX_SECTIONS * per_root:
-            raise CorruptGuest(f"mem_section has {roots_count} roots")
-        roots = kernel.space.array(roots_at, roots_count * kernel.pointer_size).view(np.uint64)
-        used = np.flatnonzero(roots)
-        found = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), np.uint64)
-        for root in used:
-            page = kernel.space.array(VirtAddr(int(roots[root])), per_root * size)
-            members = page.reshape(per_root, size)[:, offset : offset + kernel.pointer_size]
-            found[root] = np.ascontiguousarray(members).view(np.uint64)[:, 0]
-        return found.ravel()
+        return recall(self.kernel, _sections, member)
+
+
+def _sections(kernel: Kernel, member: str) -> NDArray[np.uint64]:
+    page_size = kernel.space.format.page_size
+    size, offset = kernel.types.sizeof("mem_section"), kernel.types.offsetof("mem_section", member)
+    per_root = page_size // size
+    roots_at = VirtAddr(kernel.word("mem_section"))
+    roots_count = kernel.vmcoreinfo.length("mem_section")
+    if not 0 < roots_count * per_root <= _MAX_SECTIONS * per_root:
+        raise CorruptGuest(f"mem_section has {roots_count} roots")
+    # With 5 levels there is room for 2 MiB of roots; those beyond the end of RAM are not used.
+    end = kernel.memory.blocks[-1].end >> kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
+    roots_count = min(roots_count, end // per_root + 1)
+    roots = kernel.space.array(roots_at, roots_count * kernel.pointer_size).view(np.uint64)
+    used = np.flatnonzero(roots)
+    found = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), np.uint64)
+    for root in used:
+        page = kernel.space.array(VirtAddr(int(roots[root])), per_root * size)
+        members = page.reshape(per_root, size)[:, offset : offset + kernel.pointer_size]
+        found[root] = np.ascontiguousarray(members).view(np.uint64)[:, 0]
+    return found.ravel()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists
 from inspector.kernel.bulk import mapped_frames
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr, printable
 
@@ -71,14 +72,12 @@ class Module:
 
 def modules(kernel: Kernel) -> list[Module]:
     """Every module, in the order of /proc/modules; none for a kernel without modules. Raises CorruptGuest."""
-    if "modules" not in kernel.symbols:
-        return []
-    head = kernel.symbol("modules")
-    return [
-        _module(view)
-        for view in lists.entries(kernel, head, "module", "list", _MAX_MODULES)
-        if _state(view) != "Unformed"
-    ]
+    return list(recall(kernel, _modules)) if "modules" in kernel.symbols else []
+
+
+def _modules(kernel: Kernel) -> list[Module]:
+    views = lists.entries(kernel, kernel.symbol("modules"), "module", "list", _MAX_MODULES)
+    return [_module(view) for view in views if _state(view) != "Unformed"]
 
 
 def module_frames(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inspector.errors import CorruptGuest
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel, StructView
 from inspector.units import PhysAddr, printable
 
@@ -58,6 +59,10 @@ class Resource:
 
 def iomem(kernel: Kernel) -> list[Resource]:
     """The tree of physical memory in the order of /proc/iomem. Raises CorruptGuest."""
+    return list(recall(kernel, _iomem))
+
+
+def _iomem(kernel: Kernel) -> list[Resource]:
     found: list[Resource] = []
     for view, depth, parent in _walk(kernel.variable("resource", "iomem_resource")):
         name = view.ptr("name")

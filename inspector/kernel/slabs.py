@@ -14,6 +14,7 @@ from inspector.kernel import bulk, lists
 from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import flag_bits, flags_path
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel
 from inspector.units import Pfn, VirtAddr, printable
 
@@ -135,14 +136,7 @@ class Caches:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        link = kernel.types.offsetof("kmem_cache", "list")
-        found = lists.nodes(kernel, kernel.symbol("slab_caches"), _MAX_CACHES)
-        self.addresses = np.array([at - link for at in found], np.uint64)
-        if not len(self.addresses):
-            raise CorruptGuest("the list of slab caches is empty")
-        self.size, self._oo, self._min = columns(
-            kernel, "kmem_cache", self.addresses, "size", "oo.x", "min.x"
-        )
+        self.addresses, self.size, self._oo, self._min, self.names = recall(kernel, _listed)
         for kind in (self._oo, self._min):
             room = np.uint64(kernel.space.format.page_size) << np.minimum(kind >> _OO_SHIFT, _MAX_ORDER + 1)
             fits = (kind >> _OO_SHIFT <= _MAX_ORDER) & ((kind & _OO_MASK) * self.size <= room)
@@ -191,21 +185,6 @@ class Caches:
     def order(self) -> NDArray[np.uint64]:
         """The order of a new slab (C: oo_order)."""
         return self._oo >> _OO_SHIFT
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Their names."""
-        (at,) = self.column("name")
-        texts, ok = self.kernel.space.gather(at, np.dtype(np.uint8), _NAME)
-        whole = ok & (texts == 0).any(axis=1)
-        return [
-            printable(
-                row.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-                if good
-                else self.kernel.space.cstring(VirtAddr(int(pointer)))
-            )
-            for row, good, pointer in zip(texts, whole, at, strict=True)
-        ]
 
     @cached_property
     def nodes(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -274,6 +253,27 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
         )
         for index, name in enumerate(caches.names)
     ]
+
+
+def _listed(kernel: Kernel) -> tuple[Any, ...]:
+    """The caches' addresses, their size, oo and min, and their names."""
+    link = kernel.types.offsetof("kmem_cache", "list")
+    found = lists.nodes(kernel, kernel.symbol("slab_caches"), _MAX_CACHES)
+    addresses = np.array([at - link for at in found], np.uint64)
+    if not len(addresses):
+        raise CorruptGuest("the list of slab caches is empty")
+    size, oo, least, at = columns(kernel, "kmem_cache", addresses, "size", "oo.x", "min.x", "name")
+    texts, ok = kernel.space.gather(at, np.dtype(np.uint8), _NAME)
+    whole = ok & (texts == 0).any(axis=1)
+    names = [
+        printable(
+            row.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+            if good
+            else kernel.space.cstring(VirtAddr(int(pointer)))
+        )
+        for row, good, pointer in zip(texts, whole, at, strict=True)
+    ]
+    return addresses, size, oo, least, names
 
 
 def slab_pages(

@@ -12,6 +12,7 @@ from inspector.kernel import ksyms
 from inspector.kernel.bulk import columns, mapped_frames, tree_nodes, words
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import modules
+from inspector.kernel.recall import recall
 from inspector.kernel.zones import zones
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
@@ -98,7 +99,7 @@ def area_table(kernel: Kernel) -> NDArray[np.void]:
 
 def busy_areas(kernel: Kernel) -> NDArray[np.void]:
     """The areas in use alone, as AREA rows by address. Raises CorruptGuest as area_table() does."""
-    rows = _rows(kernel, _areas(kernel, _roots(kernel)[0]), lazy=False)
+    rows = _rows(kernel, recall(kernel, _in_use), lazy=False)
     busy = np.flatnonzero(rows["kind"] == BUSY)
     return rows[busy[np.argsort(rows["start"][busy], kind="stable")]]
 
@@ -183,6 +184,10 @@ def _roots(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         np.array([kernel.symbol("vmap_area_root")], np.uint64),
         np.array([kernel.symbol(name) for name in lazy_names], np.uint64),
     )
+
+
+def _in_use(kernel: Kernel) -> NDArray[np.uint64]:
+    return _areas(kernel, _roots(kernel)[0])
 
 
 def _areas(kernel: Kernel, roots: NDArray[np.uint64]) -> NDArray[np.uint64]:

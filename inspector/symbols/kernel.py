@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,8 @@ class Kernel:
         self.still: Callable[[], AbstractContextManager[None]] = nullcontext
         self.profile = profile
         self.phases = phases
+        self.recalled: dict[Any, Any] = {}
+        """What kernel.recall keeps."""
         self._fields: dict[tuple[int, str], Field | None] = {}
 
     @property

@@ -17,8 +17,8 @@ def owners(kernel: Kernel) -> Owners:
 
     Raises CorruptGuest.
     """
-    canvas = Canvas(kernel, MemMap(kernel))
     survey = Survey.of(kernel)
+    canvas = Canvas(survey.kernel, MemMap(survey.kernel))
     boot.paint(canvas)
     kernel_memory.paint(canvas, survey)
     tables.paint(canvas, survey)

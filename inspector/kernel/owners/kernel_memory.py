@@ -12,6 +12,7 @@ from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
 from inspector.kernel.pageflags import PageTypes
+from inspector.kernel.recall import recall
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr
 
@@ -27,7 +28,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
     found = modules.module_frames(canvas.kernel, loaded, survey.kernel_leaves)
     names = canvas.labelled([module.name for module in loaded])
     canvas.paint(found["pfn"], Owner.MODULE, names[found["index"]] if len(found) else 0)
-    _vmalloc(canvas, survey, loaded)
+    _vmalloc(canvas, survey)
     _slabs(canvas)
     _marked(canvas, loaded)
     _ftrace(canvas)
@@ -57,12 +58,11 @@ def _memmap(canvas: Canvas, survey: Survey) -> None:
     canvas.paint(found["pfn"], Owner.MEMMAP)
 
 
-def _vmalloc(canvas: Canvas, survey: Survey, loaded: list[modules.Module]) -> None:
+def _vmalloc(canvas: Canvas, survey: Survey) -> None:
     """Areas by caller; an ioremap()ed device has no struct page, or is not ours to give."""
     table = vmalloc.busy_areas(canvas.kernel)
     who, which = np.unique(table["caller"], return_inverse=True)
-    named = ksyms.symbolise(canvas.kernel, (int(each) for each in who if each), loaded)
-    callers = [named.get(int(each), "") for each in who]
+    callers = recall(canvas.kernel, _callers, tuple(who.tolist()))
     percpu = np.array([caller.startswith("pcpu_") for caller in callers], np.bool_)[which]
     details = canvas.labelled(callers)[which]
     found = vmalloc.area_frames(canvas.kernel, table, survey.kernel_leaves)
@@ -72,6 +72,12 @@ def _vmalloc(canvas: Canvas, survey: Survey, loaded: list[modules.Module]) -> No
     canvas.paint(found["pfn"][is_percpu], Owner.PERCPU)
     rest = found[~is_percpu]
     canvas.paint(rest["pfn"], Owner.VMALLOC, details[rest["index"]] if len(rest) else 0)
+
+
+def _callers(kernel: Kernel, callers: tuple[int, ...]) -> list[str]:
+    """What %pS prints of each return address; nothing for none."""
+    named = ksyms.symbolise(kernel, (each for each in callers if each), modules.modules(kernel))
+    return [named.get(each, "") for each in callers]
 
 
 def _slabs(canvas: Canvas) -> None:
@@ -86,21 +92,28 @@ def _slabs(canvas: Canvas) -> None:
 
 
 def _ftrace(canvas: Canvas) -> None:
-    """The records of all functions that can be traced (kernel/trace/ftrace.c): a chain of blocks of them."""
-    kernel = canvas.kernel
+    """The records of all functions that can be traced (kernel/trace/ftrace.c)."""
+    for records, size in recall(canvas.kernel, _ftrace_records):
+        start = canvas.kernel.space.translate(records)
+        if start is not None:
+            canvas.paint_run(start, start + size, Owner.MARKED, "ftrace records", (Owner.UNMARKED,))
+
+
+def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:
+    """Where they lie, and bytes: a chain of blocks."""
+    found: list[tuple[VirtAddr, int]] = []
+    page_size = kernel.space.format.page_size
     at = kernel.word("ftrace_pages_start") if "ftrace_pages_start" in kernel.symbols else 0
     for _ in range(_MAX_FTRACE_PAGES):
         if not at:
-            return
+            return found
         block = kernel.view("ftrace_page", VirtAddr(at))
         # db42523b4f3e (5.13) keeps the order; before, how many records there is room for.
         if block.has("order"):
-            size = canvas.page_size << block.int("order") if 0 <= block.int("order") <= _MAX_ORDER else 0
+            size = page_size << block.int("order") if 0 <= block.int("order") <= _MAX_ORDER else 0
         else:
             size = block.int("size") * kernel.types.sizeof("dyn_ftrace")
-        start = kernel.space.translate(block.ptr("records"))
-        if start is not None:
-            canvas.paint_run(start, start + size, Owner.MARKED, "ftrace records", (Owner.UNMARKED,))
+        found.append((block.ptr("records"), size))
         at = block.ptr("next")
     raise CorruptGuest("the blocks of ftrace records do not end")
 

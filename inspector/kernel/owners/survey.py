@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import survey, translate
+from inspector.arch import StillSpace, survey
 from inspector.kernel.bulk import columns
 from inspector.kernel.cpus import idle_tasks, user_roots
+from inspector.kernel.recall import recall
 from inspector.kernel.tasks import task_views, user_end
 from inspector.symbols import Kernel
 from inspector.units import printable
@@ -23,9 +25,11 @@ class Survey:
 
     `names` are the threads' (`comm (pid)`), `stacks` the lowest address of each one's kernel stack. `spaces`
     names each address space after a process that has it. The `root` of `user_leaves` and `user_tables` is
-    an address space's index; a large page is one leaf. See arch.survey() for the rows.
+    an address space's index, that of the kernel's 0 for its own root and else one more; a large page is one
+    leaf. See arch.survey() for the rows. `kernel` reads through these tables.
     """
 
+    kernel: Kernel
     names: tuple[str, ...]
     stacks: NDArray[np.uint64]
     spaces: tuple[str, ...]
@@ -37,36 +41,60 @@ class Survey:
     @classmethod
     def of(cls, kernel: Kernel) -> Survey:
         """Read them. Raises CorruptGuest."""
-        threads = np.array([view.address for view in task_views(kernel, threads=True)], np.uint64)
-        pid, tgid, stack, mm = columns(kernel, "task_struct", threads, "pid", "tgid", "stack", "mm")
-        names = _names(kernel, threads, pid)
+        space, border = kernel.space, user_end(kernel)
+        leaves, tables = survey(kernel.memory, space.format, np.array([space.root], np.uint64), border)
+        kernel = copy(kernel)
+        kernel.space = StillSpace(kernel.memory, space.format, space.root, leaves)
+
+        threads, idle = recall(kernel, _threads)
+        every = np.concatenate((threads, idle))
+        pid, tgid, stack, mm = columns(kernel, "task_struct", every, "pid", "tgid", "stack", "mm")
+        names = _names(kernel, every, pid, len(idle))
         leaders = np.flatnonzero((pid == tgid) & (mm != 0))
+        leaders = leaders[leaders < len(threads)]
         spaces, first = np.unique(mm[leaders], return_index=True)
         (pgd,) = columns(kernel, "mm_struct", spaces, "pgd")
-        memory, paging = kernel.memory, kernel.space.format
-        roots = translate(memory, paging, kernel.space.root, pgd)[0]
-        every = np.concatenate((roots, user_roots(kernel, roots)))
-        border = user_end(kernel)
-        user = survey(memory, paging, every, 0, border)
-        for rows in user:
-            rows["root"] %= max(len(roots), 1)
-        init = np.array([kernel.space.root], np.uint64)
+        roots = kernel.space.locate(pgd)[0]
+        roots = np.concatenate((roots, user_roots(kernel, roots)))
         # Kernel addresses may differ between address spaces: the LDT, and all of a user's root (KPTI).
-        own = survey(memory, paging, np.concatenate((init, every)), border)
-        idle = idle_tasks(kernel)
+        found = survey(kernel.memory, space.format, roots, known=tables["pa"])
+        for rows in found:
+            rows["root"] %= max(len(spaces), 1)
+        users, others = zip(*(_halves(rows, border) for rows in found), strict=True)
+        for rows in others:
+            rows["root"] += 1
         return cls(
-            names=(*names, *(f"{printable(view.text('comm'))} (idle)" for view in idle)),
-            stacks=np.concatenate((stack, np.array([view.ptr("stack") for view in idle], np.uint64))),
+            kernel=kernel,
+            names=tuple(names),
+            stacks=stack.astype(np.uint64),
             spaces=tuple(names[place] for place in leaders[first].tolist()),
-            user_leaves=user[0],
-            user_tables=user[1],
-            kernel_leaves=own[0],
-            kernel_tables=own[1],
+            user_leaves=users[0],
+            user_tables=users[1],
+            kernel_leaves=np.concatenate((leaves, others[0])),
+            kernel_tables=np.concatenate((tables, others[1])),
         )
 
 
-def _names(kernel: Kernel, threads: NDArray[np.uint64], pids: NDArray[np.int64]) -> list[str]:
+def _halves(rows: NDArray[np.void], border: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """Those of the user's addresses, and of the kernel's."""
+    user = rows["va"] < np.uint64(border)
+    return (rows, rows[:0]) if user.all() else (rows[user], rows[~user])
+
+
+def _threads(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Where the struct task_struct of every thread lies, and of every idle task."""
+    threads = [view.address for view in task_views(kernel, threads=True)]
+    return np.array(threads, np.uint64), np.array([view.address for view in idle_tasks(kernel)], np.uint64)
+
+
+def _names(kernel: Kernel, threads: NDArray[np.uint64], pids: NDArray[np.int64], idle: int) -> list[str]:
+    """`comm (pid)` of each; the last `idle` are idle tasks, which all have PID 0."""
     at = threads + np.uint64(kernel.types.offsetof("task_struct", "comm"))
     raw, _ = kernel.space.gather(at, np.dtype(np.uint8), _COMM)
-    texts = (row.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace") for row in raw)
-    return [f"{printable(text)} ({pid})" for text, pid in zip(texts, pids.tolist(), strict=True)]
+    rows = raw.tobytes()
+    texts = (rows[first : first + _COMM].split(b"\0", 1)[0] for first in range(0, len(rows), _COMM))
+    whose = [*map(str, pids[: len(pids) - idle].tolist()), *["idle"] * idle]
+    return [
+        f"{printable(text.decode('utf-8', 'backslashreplace'))} ({who})"
+        for text, who in zip(texts, whose, strict=True)
+    ]

@@ -16,10 +16,7 @@ _OVER = (*UNCLAIMED, Owner.PAGE_TABLE)
 def paint(canvas: Canvas, survey: Survey) -> None:
     """The tables of all trees, and those that wait outside one."""
     whose = ("kernel", *survey.spaces)
-    kernel_roots = survey.kernel_tables["root"].astype(np.int64)
-    spaces = len(survey.spaces)
-    kernel_roots[kernel_roots > 0] = (kernel_roots[kernel_roots > 0] - 1) % max(spaces, 1) + 1
-    _paint(canvas, survey.kernel_tables, whose, kernel_roots)
+    _paint(canvas, survey.kernel_tables, whose, survey.kernel_tables["root"].astype(np.int64))
     _paint(canvas, survey.user_tables, whose, survey.user_tables["root"].astype(np.int64) + 1)
     _deposited(canvas)
 
