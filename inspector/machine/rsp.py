@@ -1,20 +1,21 @@
 """QEMU's gdbstub spoken to directly, for loops of many short stops (GDB manual, "Remote Serial Protocol").
 
 What it rests on (QEMU gdbstub.c):
-- A byte that comes while the guest runs stops it; a `+` that acknowledges its last packet does not.
+- A byte that comes while the guest runs stops it, but for a `+` that acknowledges its last packet: for two
+  stops that are heard of late the second `+` does. We send none: the next command acknowledges as well.
 - `P` is refused until the client has read the target description.
 - A breakpoint is checked before its instruction, at each arrival: to go on, leave its address first. A step
   (`vCont;s`) is not held up by it.
 - A stop at a breakpoint or after a step throws away all that TCG has translated (tb_flush, up to 10.1): some
   milliseconds to translate what runs next. A breakpoint's page runs one instruction at a time.
-- `+` is sent as a packet is carried out, on the main loop that also carries out QMP commands.
+- Its own `+` is sent as a command is carried out, on the main loop that also carries out QMP commands.
+- A QMP `stop` that falls into a step ends it, and the step's own stop never comes.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from contextlib import suppress
 
 from inspector.errors import GdbError, GuestDied
 from inspector.machine.address import Address, dial
@@ -61,6 +62,9 @@ class Rsp:
     def command(self, text: str) -> str:
         """What the stub answers."""
         self._send(text)
+        return self._answer(text)
+
+    def _answer(self, text: str) -> str:
         try:
             return self._packet(_ANSWER)
         except TimeoutError as error:
@@ -69,7 +73,7 @@ class Rsp:
     def _order(self, text: str) -> None:
         answer = self.command(text)
         while answer.startswith("T"):  # a stop that came before the order was carried out
-            answer = self._packet(_ANSWER)
+            answer = self._answer(text)
         if answer != "OK":
             raise GdbError(f"QEMU's gdbstub refused {text!r}: {answer or 'not supported'}")
 
@@ -105,9 +109,9 @@ class Rsp:
 
     def step(self, cpu: int) -> None:
         """Let one CPU execute one instruction, the others none, interrupts held back."""
-        self._send(f"vCont;s:{cpu + 1:x}")
-        while stop_cpu(self._packet(_ANSWER)) is None:
-            pass
+        answer = self.command(order := f"vCont;s:{cpu + 1:x}")
+        while stop_cpu(answer) is None:
+            answer = self._answer(order)
 
     def receive(self, timeout: float) -> str | None:
         """The next packet; None where none comes in `timeout` seconds."""
@@ -135,8 +139,6 @@ class Rsp:
             if 0 <= end <= len(self._buffer) - 3:
                 text = self._buffer[start + 1 : end].decode("latin-1")
                 self._buffer = self._buffer[end + 3 :]
-                with suppress(OSError):  # QEMU's end shows at the next reading
-                    self._socket.sendall(b"+")
                 return text
             self._more(deadline)
 
@@ -145,7 +147,10 @@ class Rsp:
         while not self._buffer.startswith(b"+"):
             if self._buffer:
                 raise GdbError(f"QEMU's gdbstub sent {self._buffer[:20]!r} where it should acknowledge")
-            self._more(deadline)
+            try:
+                self._more(deadline)
+            except TimeoutError as error:
+                raise GdbError(f"QEMU's gdbstub took no command within {_ANSWER:g} s") from error
         self._buffer = self._buffer[1:]
 
     def _more(self, deadline: float) -> None:

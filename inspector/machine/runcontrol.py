@@ -7,7 +7,6 @@ What it rests on (QEMU gdbstub.c, softmmu/runstate.c):
 - gdb steps over a breakpoint as it continues: STOP events come that are no stop. With gdb attached the guest
   counts as stopped once both QMP and gdb say so.
 - A loop of short stops (stoploop.py) counts as running; what others ask for holds it up at its next `go`.
-  A QMP `stop` of a guest that a breakpoint has stopped changes nothing: `query-status` stays `debug`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ class RunControl:
         self._gdb: Gdb | None = None
         self._gdb_lost = False
         self._order = threading.RLock()  # one order at a time
-        self._changed = threading.Condition()  # guards all below
+        self.changed = threading.Condition()
+        """Guards all below."""
         self._vm_running = False
         self._gdb_running = False
         self._resumes = 0
@@ -51,8 +51,6 @@ class RunControl:
         self._held = False  # the holds alone keep the guest stopped: the last release lets it run
         self._stop: Stop | None = None
         self._loop: LocalStopLoop | None = None
-        self._loop_at_stop = False  # a breakpoint stopped the guest, and the loop knows
-        self._loop_held = False  # somebody else wants the guest stopped
         self._panicked = False
         self.shutdown = ""
         """Why QEMU ends, as its SHUTDOWN event says (QAPI ShutdownCause): `guest-reset`, `guest-shutdown`."""
@@ -66,7 +64,7 @@ class RunControl:
         """Begin: ask how it stands."""
         self._qmp = qmp
         status = qmp.execute("query-status")
-        with self._changed:
+        with self.changed:
             self._vm_running = bool(status["running"])
             self._settle()
 
@@ -74,7 +72,7 @@ class RunControl:
         """An event came. Called on QMP's loop thread."""
         if name in ("STOP", "RESUME") and self._loop:
             return
-        with self._changed:
+        with self.changed:
             if name == "STOP":
                 self._vm_running = False
             elif name == "RESUME":
@@ -89,19 +87,19 @@ class RunControl:
             self._settle()
 
     def _on_gdb_run(self) -> None:
-        with self._changed:
+        with self.changed:
             self._gdb_running = True
             self._stop = None
             self._settle()
 
     def _on_gdb_stop(self, stop: Stop) -> None:
-        with self._changed:
+        with self.changed:
             self._gdb_running = False
             self._stop = stop
             self._settle()
 
     def _on_gdb_end(self) -> None:
-        with self._changed:
+        with self.changed:
             self._gdb_lost = self._gdb is not None
             self._gdb = None
             self._gdb_running = False
@@ -109,7 +107,7 @@ class RunControl:
 
     def died(self, why: str) -> None:
         """QEMU is gone; the first reason stands."""
-        with self._changed:
+        with self.changed:
             if self._dead is not None:
                 return
             self._dead = why
@@ -120,14 +118,15 @@ class RunControl:
             gdb.close()
 
     def _settle(self) -> None:
-        state = self._state()
-        self._moment += state.running
-        if state.running and not self._told.running:
-            self._asked = ""
-        if state != self._told and not state.held:
-            self._told = state
-            self._news.change(state)
-        self._changed.notify_all()
+        with self.changed:
+            state = self._state()
+            self._moment += state.running
+            if state.running and not self._told.running:
+                self._asked = ""
+            if state != self._told and not state.held:
+                self._told = state
+                self._news.change(state)
+            self.changed.notify_all()
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
@@ -144,7 +143,7 @@ class RunControl:
                     try:
                         yield
                     finally:
-                        with self._changed:
+                        with self.changed:
                             self._held = False
                             self._settle()
                     return
@@ -154,13 +153,12 @@ class RunControl:
 
     def _forget(self) -> None:
         """What was so with the QEMU that goes."""
-        with self._changed:
+        with self.changed:
             gdb, self._gdb = self._gdb, None
             loop, self._loop = self._loop, None
             was_dead, self._dead = self._dead is not None, None
             self._qmp = self._stop = None
             self._vm_running = self._gdb_running = self._gdb_lost = self._panicked = False
-            self._loop_at_stop = self._loop_held = False
             self._holds, self.shutdown = 0, ""
             self._held, self._asked = True, "being put back"  # as a hold: nobody is told
             if was_dead:
@@ -175,7 +173,7 @@ class RunControl:
     def _state(self) -> RunState:
         if self._dead is not None:
             return RunState("dead", f"dead: {self._dead}")
-        if self._vm_running or self._gdb_running or (self._loop and not self._loop_held):
+        if self._vm_running or self._gdb_running or (self._loop and not self._loop.held):
             return RunState("running", "running")
         if self._panicked:
             return RunState("panicked", "panicked")
@@ -185,33 +183,33 @@ class RunControl:
 
     def state(self) -> RunState:
         """How it stands now."""
-        with self._changed:
+        with self.changed:
             return self._state()
 
     def moment(self) -> int | None:
         """A number that is another one once the guest has run; None while it runs."""
-        with self._changed:
+        with self.changed:
             return None if self._state().running else self._moment
 
     def on_state(self, listener: StateListener) -> None:
         """Call `listener(state)` at every change, in order, on a thread that is for that alone."""
-        with self._changed:
+        with self.changed:
             self._news.on_state(listener)
 
     def on_death(self, listener: DeathListener) -> None:
         """Call `listener(why)` when QEMU is gone, or soon where it is."""
-        with self._changed:
+        with self.changed:
             self._news.on_death(listener, self._dead)
 
     def check_alive(self) -> None:
         """Raises GuestDied, with the reason."""
-        with self._changed:
+        with self.changed:
             if self._dead is not None:
                 raise GuestDied(f"the guest is gone: {self._dead}")
 
     def _await(self, met: Callable[[], bool], timeout: float, what: str) -> None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: met() or self._dead is not None, timeout):
+        with self.changed:
+            if not self.changed.wait_for(lambda: met() or self._dead is not None, timeout):
                 raise MachineError(f"the guest did not {what} within {timeout:g} s")
         self.check_alive()
 
@@ -219,7 +217,7 @@ class RunControl:
         """Stop the CPUs, and return once they are stopped. Raises GuestDied, MachineError."""
         with self._order:
             self.check_alive()
-            with self._changed:
+            with self.changed:
                 if self._held:
                     self._held, self._asked = False, f"paused by {who}"
                     self._settle()
@@ -238,7 +236,7 @@ class RunControl:
         """Stop the CPUs for a moment; holds are counted. Raises like `pause`."""
         with self._order:
             self.check_alive()
-            with self._changed:
+            with self.changed:
                 first = self.state().running and not self._holds
                 self._held = self._held or first
             try:
@@ -260,23 +258,24 @@ class RunControl:
     @contextmanager
     def _soon_running(self) -> Iterator[None]:
         """Inside, a stop is a hold to whoever asks; it ends once the CPUs run, or should."""
-        with self._changed:
+        with self.changed:
             self._held = True
         try:
             yield
         finally:
-            with self._changed:
+            with self.changed:
                 self._held = False
                 self._settle()
 
     def _stop_cpus(self, why: str) -> None:
-        with self._changed:
+        with self.changed:
             if not self._state().running:
                 return
             self._asked = why
             gdb = self._gdb if self._gdb_running else None
         if self._loop:
-            self._hold_loop()
+            self._loop.hold()
+            self._settle()
             return
         if gdb:
             # through gdb: a QMP stop could fall into a step over a breakpoint, which gdb would continue
@@ -284,52 +283,53 @@ class RunControl:
                 gdb.interrupt()
                 self._await(lambda: not self._state().running, _GDB_STOP, "stop")
         if self.state().running:
-            self._monitor().execute("stop")
+            self.monitor("stop")
             self._await(lambda: not self._state().running, _SETTLE, "stop")
 
     def _start_cpus(self) -> None:
         if self.state().running:
             return
         if self._loop:
-            self._release_loop()
+            self._loop.release()
+            self._settle()
             return
         if self._gdb_lost:  # its breakpoints are still in the stub: a new connection clears them
             self.gdb()
-        with self._changed:
+        with self.changed:
             before, gdb = self._resumes, self._gdb
         if gdb:
             gdb.continue_()
         else:
-            self._monitor().execute("cont")
+            self.monitor("cont")
         self._await(lambda: self._resumes > before, _SETTLE, "run on")
-        with self._changed:
+        with self.changed:
             self._asked = ""  # whoever stops it next may not say why
 
     def wait_stop(self, timeout: float) -> RunState | None:
         """Wait until the CPUs stop, whoever stops them; None after `timeout` seconds. Raises GuestDied."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._state().running, timeout)
+        with self.changed:
+            self.changed.wait_for(lambda: not self._state().running, timeout)
         self.check_alive()
         state = self.state()
         return None if state.running else state
 
     def last_stop(self) -> Stop | None:
         """What gdb said of the stop that now is; None without gdb, or running."""
-        with self._changed:
+        with self.changed:
             return self._stop
 
     def gdb(self) -> Gdb:
         """The gdb, attached at first use; a running guest runs on. Raises SetupError, GdbError, GuestDied."""
         with self._order:
             self.check_alive()
-            with self._changed:
+            with self.changed:
                 if self._gdb:
                     return self._gdb
                 if self._loop:
                     raise GdbError("the guest is being traced: gdb can attach when the trace has ended")
             with self._stub_stops() as was_running:
                 gdb = Gdb(self.gdb_socket, self._on_gdb_run, self._on_gdb_stop, self._on_gdb_end)
-                with self._changed:
+                with self.changed:
                     self._gdb, self._gdb_lost, self._stop = gdb, False, None
                     self._settle()
                 self._await(lambda: not self._state().running, _SETTLE, "stop for gdb")
@@ -348,7 +348,7 @@ class RunControl:
                 self.check_alive()
                 if was_running:
                     with suppress(MachineError):
-                        self._monitor().execute("cont")
+                        self.monitor("cont")
                 raise
 
     # a loop of short stops
@@ -365,69 +365,34 @@ class RunControl:
             if self._gdb:
                 self._gdb.close()  # the stub serves one client
             with self._stub_stops() as was_running:
-                loop = LocalStopLoop(Rsp(self.gdb_socket), self)
+                loop = LocalStopLoop(Rsp(self.gdb_socket), self, held=not was_running)
                 # the STOP event of our coming is there before this is answered
-                self._monitor().execute("query-status")
-                with self._changed:
-                    self._gdb_lost = False
-                    self._vm_running = False
-                    self._loop, self._loop_at_stop, self._loop_held = loop, True, not was_running
+                self.monitor("query-status")
+                with self.changed:
+                    self._gdb_lost = self._vm_running = False
+                    self._loop = loop
             return loop
-
-    def loop_stopped(self) -> None:
-        """A breakpoint stopped the guest."""
-        with self._changed:
-            self._loop_at_stop = True
-
-    def loop_goes(self, go: Callable[[], None], timeout: float) -> bool:
-        """Call `go` once nobody else wants the guest stopped; False where somebody does for `timeout` s."""
-        with self._changed:
-            free = self._changed.wait_for(lambda: not self._loop_held or self._dead is not None, timeout)
-            self.check_alive()
-            if free:
-                self._loop_at_stop = False
-                go()
-            return free
 
     def loop_ends(self, clear: Callable[[], None]) -> None:
         """Stop the guest, call `clear`, and let it run on as it should."""
         with self._order:
             try:
-                self._monitor().execute("stop")
+                self.monitor("stop")
             except MachineError:
                 clear()
                 return
             clear()
-            with self._changed:
-                run_on = not self._loop_held
+            with self.changed:
+                run_on = not (self._loop and self._loop.held)
             with self._soon_running() if run_on else nullcontext():
-                with self._changed:
+                with self.changed:
                     self._loop, self._vm_running = None, False
                 if run_on:
                     self._start_cpus()
-            with self._changed:
-                self._settle()
-
-    def _hold_loop(self) -> None:
-        with self._changed:
-            self._loop_held = True  # from here on it does not let the guest run
-            at_stop = self._loop_at_stop
-        if not at_stop:
-            self._monitor().execute("stop")
-        with self._changed:
             self._settle()
 
-    def _release_loop(self) -> None:
-        with self._changed:
-            at_stop = self._loop_at_stop
-        # a breakpoint that the loop has yet to hear of is the loop's: its `go` will do
-        if not at_stop and self._monitor().execute("query-status")["status"] == "paused":
-            self._monitor().execute("cont")
-        with self._changed:
-            self._loop_held = False
-            self._settle()
-
-    def _monitor(self) -> Qmp:
+    def monitor(self, command: str) -> Any:
+        """What QMP returns. Raises MachineError."""
         if self._qmp is None:
             raise MachineError("the guest has not started yet")
-        return self._qmp
+        return self._qmp.execute(command)

@@ -1,11 +1,16 @@
-"""Many short stops of a guest that otherwise runs: breakpoints, and what is done at each."""
+"""Many short stops of a guest that otherwise runs: breakpoints, and what is done at each.
+
+What it rests on (QEMU softmmu/cpus.c, do_vm_stop()): a QMP `stop` of a guest that a breakpoint has stopped
+changes nothing, `query-status` stays `debug`; one that falls into a step ends it.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from inspector.errors import GdbError, MachineError
 from inspector.machine.rsp import Rsp, stop_cpu
@@ -49,37 +54,51 @@ class StopLoop(Protocol):
         """Write guest memory as the CPU that stopped sees it. Raises GdbError."""
 
     def step(self) -> None:
-        """Let the CPU that stopped execute the instruction there, breakpoint or not. Raises GdbError."""
+        """As the guest goes, the CPU that stopped first executes the instruction there, breakpoint or not."""
 
     def go(self, timeout: float) -> bool:
-        """Let the guest run; False where somebody else still holds it after `timeout` s. Raises GuestDied."""
+        """Let the guest run; False where somebody else still holds it after `timeout` s.
+
+        Raises GuestDied, GdbError.
+        """
 
     def close(self) -> None:
         """Take all breakpoints out and let the guest run on (unless it is paused). Idempotent."""
 
 
-class Gate(Protocol):
+class Owner(Protocol):
     """The run control's side of a loop of stops."""
 
-    def loop_stopped(self) -> None:
-        """A breakpoint stopped the guest."""
+    changed: threading.Condition
+    """Guards the loop's state; told when that changes."""
 
-    def loop_goes(self, go: Callable[[], None], timeout: float) -> bool:
-        """Call `go` once nobody else wants the guest stopped; False where somebody does for `timeout` s."""
+    def monitor(self, command: str) -> Any:
+        """What QMP returns. Raises MachineError."""
+
+    def check_alive(self) -> None:
+        """Raises GuestDied."""
 
     def loop_ends(self, clear: Callable[[], None]) -> None:
         """Stop the guest, call `clear`, and let it run on as it should."""
 
 
 class LocalStopLoop:
-    """A StopLoop on QEMU's gdbstub, over a connection of its own."""
+    """A StopLoop on QEMU's gdbstub, over a connection of its own.
 
-    def __init__(self, rsp: Rsp, gate: Gate) -> None:
+    It and whoever holds the guest never order QEMU about at once: while somebody holds it the loop neither
+    steps nor goes, and at one of the loop's own stops a hold has nothing to order.
+    """
+
+    def __init__(self, rsp: Rsp, owner: Owner, *, held: bool) -> None:
         self._rsp = rsp
-        self._gate = gate
+        self._owner = owner
         self._breakpoints: set[VirtAddr] = set()
         self._cpu = 0
+        self._at_stop = True  # a breakpoint stopped the guest, and the loop knows
+        self._step_first = False
         self._closed = False
+        self.held = held
+        """Whether somebody else wants the guest stopped."""
         self.on_close: Callable[[], None] | None = None
 
     def insert(self, address: VirtAddr) -> None:
@@ -100,7 +119,8 @@ class LocalStopLoop:
         cpu = stop_cpu(packet) if packet else None
         if cpu is None:
             return None
-        self._gate.loop_stopped()
+        with self._owner.changed:
+            self._at_stop = True
         self._cpu = cpu
         return Hit(cpu, self._rsp.registers())
 
@@ -114,6 +134,26 @@ class LocalStopLoop:
 
     def step(self) -> None:
         """See StopLoop."""
+        self._step_first = True
+
+    def go(self, timeout: float) -> bool:
+        """See StopLoop."""
+        with self._owner.changed:
+            free = self._owner.changed.wait_for(self._is_free, timeout)
+            if free:
+                self._step()
+                self._at_stop = False
+                self._rsp.go()
+            return free
+
+    def _is_free(self) -> bool:
+        self._owner.check_alive()
+        return not self.held
+
+    def _step(self) -> None:
+        if not self._step_first:
+            return
+        self._step_first = False
         address = VirtAddr(self._rsp.registers()["rip"])
         armed = address in self._breakpoints
         if armed:  # KVM would stop at it again
@@ -122,24 +162,43 @@ class LocalStopLoop:
         if armed:
             self._rsp.insert(address)
 
-    def go(self, timeout: float) -> bool:
-        """See StopLoop."""
-        return self._gate.loop_goes(self._rsp.go, timeout)
+    def hold(self) -> None:
+        """Stop the guest for somebody else. Raises MachineError."""
+        with self._owner.changed:
+            self.held = True  # from here on the loop does not let the guest run
+            at_stop = self._at_stop
+        if not at_stop:
+            self._owner.monitor("stop")
+
+    def release(self) -> None:
+        """Nobody else wants the guest stopped any more. Raises MachineError."""
+        with self._owner.changed:
+            at_stop = self._at_stop
+        # a breakpoint that the loop has yet to hear of is the loop's: its `go` will do
+        if not at_stop and self._owner.monitor("query-status")["status"] == "paused":
+            self._owner.monitor("cont")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._owner.changed:
+            self.held = False
+            self._owner.changed.notify_all()
 
     def close(self) -> None:
         """See StopLoop. The thread that waits for stops has ended, or is this one."""
         if not self._closed:
             self._closed = True
             try:
-                self._gate.loop_ends(self._clear)
+                self._owner.loop_ends(self._clear)
             finally:
                 if self.on_close:
                     self.on_close()
 
     def abandon(self) -> None:
-        """QEMU is gone: nothing is to be taken out."""
+        """QEMU is gone: nothing is to be taken out, and nobody holds the guest."""
         self._closed = True
         self._rsp.close()
+        self._let_go()
 
     def _clear(self) -> None:
         try:

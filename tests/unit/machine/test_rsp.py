@@ -28,6 +28,8 @@ class Stub:
             "M": "OK",
         }
         self.heard: list[str] = []
+        self.between: list[bytes] = []
+        """What came before each packet."""
         self.events: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -41,10 +43,11 @@ class Stub:
         buffer = b""
         while data := connected.recv(4096):
             buffer += data
-            while found := re.match(rb"\+*\$([^#]*)#(..)", buffer):
-                assert sum(found[1]) & 0xFF == int(found[2], 16)
+            while found := re.match(rb"([^$]*)\$([^#]*)#(..)", buffer):
+                assert sum(found[2]) & 0xFF == int(found[3], 16)
                 buffer = buffer[found.end() :]
-                text = found[1].decode()
+                text = found[2].decode()
+                self.between.append(found[1])
                 self.heard.append(text)
                 connected.sendall(b"+")
                 for event in self.events:
@@ -123,6 +126,22 @@ def test_go_waits_until_it_is_carried_out_and_the_stop_comes_later(rsp: Rsp, stu
     assert stub.heard[-1] == "c"
     assert stop_cpu(rsp.receive(5) or "") == 1
     assert rsp.receive(0.01) is None
+
+
+def test_stops_heard_of_late_are_not_acknowledged(rsp: Rsp, stub: Stub) -> None:
+    """The guest runs on by then, and QEMU stops it at any byte but one acknowledgement."""
+    stub.events = ["T02thread:01;", "T02thread:01;"]
+    rsp.go()
+    assert (rsp.receive(5), rsp.receive(5)) == ("T02thread:01;", "T02thread:01;")
+    rsp.insert(VirtAddr(0x1000))
+    assert stub.between == [b""] * len(stub.heard)
+
+
+def test_a_step_that_never_ends_is_an_error(rsp: Rsp, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inspector.machine.rsp._ANSWER", 0.05)
+    stub.answers["vCont"] = "T02thread:01;"  # a QMP `stop` fell into it
+    with pytest.raises(GdbError, match="did not answer 'vCont;s:1'"):
+        rsp.step(0)
 
 
 def test_only_debug_stops_are_breakpoints() -> None:

@@ -53,6 +53,7 @@ class Stub:
         Stub.made(self)
         self.breakpoints: set[int] = set()
         self.hits = 0
+        self.steps: list[int] = []
         self.closed = False
         if self.guest.status == "running":
             self.guest.change("paused")  # QEMU stops as a client comes
@@ -72,6 +73,10 @@ class Stub:
 
     def registers(self) -> dict[str, int]:
         return {"rip": _AT}
+
+    def step(self, cpu: int) -> None:
+        assert not self.breakpoints
+        self.steps.append(cpu)
 
     def go(self) -> None:
         self.guest.change("running")
@@ -176,6 +181,36 @@ def test_a_breakpoint_that_the_loop_has_yet_to_hear_of_stays_its_own(bench: Benc
     assert loop.wait(1)
     assert loop.go(1)
     assert bench.guest.status == "running"
+
+
+def test_a_step_waits_for_holds_and_is_taken_once(bench: Bench) -> None:
+    """A QMP `stop` must not fall into it."""
+    loop = bench.loop()
+    loop.insert(_AT)
+    loop.go(1)
+    bench.stub.hits = 1
+    bench.control.hold()
+    assert loop.wait(1)
+    loop.step()
+    assert not loop.go(0.01)
+    assert not bench.stub.steps
+    bench.control.release()
+    assert loop.go(1)
+    assert bench.stub.steps == [1]
+    assert bench.stub.breakpoints == {_AT}
+    assert loop.go(1)
+    assert bench.stub.steps == [1]
+
+
+def test_a_loop_of_a_guest_that_is_put_back_ends(bench: Bench) -> None:
+    loop = bench.loop()
+    bench.control.pause("the test")
+    with bench.control.renewed():
+        bench.control.use_qmp(bench.guest)
+    assert bench.stub.closed
+    assert loop.go(10)  # held by nobody: what the stub says, that it is gone, is the trace's end
+    loop.close()
+    bench.loop().close()
 
 
 def test_a_pause_survives_the_loop_and_a_resume_ends_it(bench: Bench) -> None:
