@@ -22,6 +22,8 @@ for name in names:
         images.guest_image(kernel, shown)
         if name in manifest().built_for:
             images.fetch_headers(kernel, shown)
+        if name == images.default_kernel():
+            images.fetch_checkpatch(kernel, shown)
         if "--debug" in sys.argv:
             images.fetch_debug_vmlinux(kernel, shown)
     except SetupError as error:

@@ -1,6 +1,7 @@
 """Kernels and guest images: the manifest, fetching, building, caching."""
 
 from inspector.images.cache import cache_dir
+from inspector.images.checkpatch import fetch_checkpatch
 from inspector.images.guest_image import guest_image
 from inspector.images.headers import fetch_headers
 from inspector.images.kernels import (
@@ -22,6 +23,7 @@ __all__ = [
     "cache_dir",
     "cached_kernel",
     "default_kernel",
+    "fetch_checkpatch",
     "fetch_debug_vmlinux",
     "fetch_headers",
     "fetch_kernel",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from inspector.errors import ImageError
 from inspector.images import kernel_file
 from inspector.images.apt import Apt, Package
 from inspector.images.cache import cache_dir, file_size, install, locked, require_space, scratch
+from inspector.images.deb import copy_out, open_deb
 from inspector.images.manifest import KernelEntry, manifest
 from inspector.progress import SILENT, Reporter
 
@@ -200,31 +198,12 @@ def _unpack(deb: Path, wanted: tuple[str, ...], folder: Path, package: Package, 
     """Unpack the files of a .deb whose paths begin with one of `wanted`."""
     with (
         reporter.task(f"Unpacking {package.name}", package.installed_size, "B") as progress,
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process,
+        open_deb(deb) as tar,
     ):
-        assert process.stdout
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-                for member in tar:
-                    path = member.name.removeprefix("./")
-                    if member.isfile() and path.startswith(wanted):
-                        _copy_out(tar, member, folder / path)
-                        if (path,) == wanted:
-                            break
-                    progress.update(member.offset_data + member.size)
-        except tarfile.TarError as error:
-            raise ImageError(f"{deb.name} cannot be unpacked: {error}") from None
-        finally:
-            process.kill()
-
-
-def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    # Not extract(): its filters are newer than Debian 12's Python; without them it sets owners and modes.
-    source = tar.extractfile(member)
-    if source is None or ".." in target.parts:
-        raise ImageError(f"a package holds a strange file: {member.name!r}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as out:
-        shutil.copyfileobj(source, out, 1 << 20)
+        for member in tar:
+            path = member.name.removeprefix("./")
+            if member.isfile() and path.startswith(wanted):
+                copy_out(tar, member, folder / path)
+                if (path,) == wanted:
+                    break
+            progress.update(member.offset_data + member.size)
