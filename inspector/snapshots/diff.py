@@ -36,7 +36,8 @@ class Diff(FrameDiff):
     """What one snapshot has that an earlier one has not, and the other way round.
 
     A task that changed its name is the same holder still. `seconds` lie between the two; `stack_callers` are
-    the vmalloc callers that kernel stacks come from. `str()` is a text for a person.
+    the vmalloc callers that kernel stacks come from. `forgotten` are the PFNs of unmarked frames that nothing
+    in the kernel points to any more, and, where it is allocated since, never did. `str()` is a text.
     """
 
     seconds: float
@@ -48,6 +49,7 @@ class Diff(FrameDiff):
     spaces: tuple[SpaceChange, ...]
     zones: tuple[ZoneChange, ...]
     stack_callers: frozenset[str]
+    forgotten: NDArray[np.uint64]
 
     def __str__(self) -> str:
         return telling.text(self)
@@ -90,6 +92,7 @@ def diff(before: Snapshot, after: Snapshot) -> Diff:
         spaces=tuple(_spaces(before, after)),
         zones=_zones(before, after),
         stack_callers=_stack_callers(before) | _stack_callers(after),
+        forgotten=np.setdiff1d(after.forgotten, before.forgotten),
     )
 
 
@@ -189,12 +192,4 @@ def _zones(before: Snapshot, after: Snapshot) -> tuple[ZoneChange, ...]:
 
 
 def _stack_callers(snapshot: Snapshot) -> frozenset[str]:
-    """The callers of the areas that hold tasks' kernel stacks; none where stacks are not in vmalloc."""
-    busy = [area for area in snapshot.areas if area.kind == BUSY and area.caller]
-    starts = np.array([area.start for area in busy], np.uint64)
-    stacks = np.array([task.stack for task in snapshot.tasks], np.uint64)
-    if not len(busy) or not len(stacks):
-        return frozenset()
-    places = np.searchsorted(starts, stacks, "right") - 1
-    pairs = zip(places.tolist(), stacks.tolist(), strict=True)
-    return frozenset(busy[place].caller for place, stack in pairs if place >= 0 and stack < busy[place].end)
+    return leaks.stack_callers(snapshot.areas, [task.stack for task in snapshot.tasks])

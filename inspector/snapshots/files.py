@@ -1,9 +1,10 @@
 """A snapshot in a file: a zip of numpy columns (what np.load() reads) beside one JSON text for all else.
 
-    version            u4: 1
+    version            u4: 2
     meta               u1: JSON; a Snapshot's members, its objects as lists of their members
     frames.NAME        the columns of kernel.owners.FRAME, but for `pfn`: a row's number
     mappings.NAME      the columns of kernel.rmap.ROW
+    forgotten          u8: PFNs
 
 Nothing in it is run or trusted: columns have the types that they must have and as many bytes as the file
 has, texts are made printable, indices lie inside.
@@ -31,8 +32,9 @@ from inspector.units import printable
 if TYPE_CHECKING:
     from inspector.snapshots.snapshot import Snapshot
 
-VERSION = 1
+VERSION = 2
 _TABLES = {"frames": FRAME, "mappings": ROW}
+_LISTS = {"forgotten": np.dtype(np.uint64)}
 _LEFT_OUT = {"frames": ("pfn",)}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal snapshots are equal files
 _LIMIT = 1 << 64
@@ -52,6 +54,7 @@ def write(snapshot: Snapshot, path: str | PathLike[str]) -> None:
     for table in _TABLES:
         rows = getattr(snapshot, table)
         columns |= {f"{table}.{name}": rows[name] for name in _names(table)}
+    columns |= {name: getattr(snapshot, name) for name in _LISTS}
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
             for name, column in columns.items():
@@ -72,6 +75,7 @@ def read(cls: type[Snapshot], path: str | PathLike[str]) -> Snapshot:
                 raise BadSnapshot(f"{fspath(path)} is of version {version}; this kmi reads version {VERSION}")
             meta = json.loads(_column(archive, "meta", np.dtype(np.uint8)).tobytes())
             parts: dict[str, Any] = {name: _table(archive, name) for name in _TABLES}
+            parts |= {name: _column(archive, name, dtype) for name, dtype in _LISTS.items()}
         values = {name: _made(kind, meta[name]) for name, kind in _members(cls).items()}
         found = cls(**values, **parts)
         _check(found)
@@ -92,7 +96,7 @@ def _names(table: str) -> list[str]:
 def _members(cls: type[Any]) -> dict[str, Any]:
     """A snapshot's members that are not arrays, and their types."""
     hints = get_type_hints(cls)
-    return {each.name: hints[each.name] for each in fields(cls) if each.name not in _TABLES}
+    return {each.name: hints[each.name] for each in fields(cls) if each.name not in {*_TABLES, *_LISTS}}
 
 
 def _table(archive: zipfile.ZipFile, table: str) -> NDArray[np.void]:
@@ -137,6 +141,7 @@ def _check(snapshot: Snapshot) -> None:
         ).any(),
         "a mapping is of a task that there is not": (owners >= len(snapshot.tasks)).any(),
         "the mappings are in disorder": (owners[1:] < owners[:-1]).any(),
+        "a frame is forgotten that there is not": (snapshot.forgotten >= len(frames)).any(),
     }
     for what, wrong in problems.items():
         if wrong:

@@ -79,6 +79,11 @@ class FrameDiff:
         """The PFNs that a holder had and has no more."""
         return self._pfns(self.was, holder)
 
+    def freed(self, holder: Holder) -> NDArray[np.uint64]:
+        """The PFNs that a holder had and that nobody uses now."""
+        idle = np.array([not each.used for each in self.holders], np.bool_)
+        return np.intersect1d(self.lost(holder), self.pfns[idle[self.now]])
+
     def _pfns(self, side: NDArray[np.uint32], holder: Holder) -> NDArray[np.uint64]:
         if holder not in self.holders:
             return np.empty(0, np.uint64)

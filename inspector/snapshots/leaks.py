@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.kernel.owners import Owner
+from inspector.kernel.vmalloc import BUSY, VmallocArea
 from inspector.snapshots.records import Holder
-from inspector.units import format_size
+from inspector.units import VirtAddr, format_size
 
 if TYPE_CHECKING:
     from inspector.snapshots.diff import Diff
@@ -31,14 +32,18 @@ _RUNS = 6  # of PFNs, in a text
 class Leak:
     """A holder that has more than it had: so many frames, or, for a slab cache, so many objects.
 
-    `pfns` are the frames that came to it, u8: as many as leaked, or more where others of its frames went. A
-    cache's objects may lie in slabs that it had before: then there are none.
+    `pfns` (u8) are the frames that came to it, `freed` those that it had and that are free now: where there
+    are some, more frames came than leaked. Nothing points any more to the `forgotten` ones, of the unmarked
+    frames alone; they leaked whatever was freed, and may be the holder's since before the first snapshot.
+    A cache's objects may lie in slabs that it had before: then no frames came.
     """
 
     holder: Holder
     count: int
     size: int
     pfns: NDArray[np.uint64]
+    freed: NDArray[np.uint64]
+    forgotten: NDArray[np.uint64]
 
     @property
     def unit(self) -> str:
@@ -48,7 +53,13 @@ class Leak:
     def __str__(self) -> str:
         plural = "s" if self.count != 1 else ""
         text = f"{self.count} {self.unit}{plural} ({format_size(self.count * self.size)}) of {self.holder}"
-        return text + (f": PFN {runs(self.pfns)}" if len(self.pfns) else "")
+        told = [f"PFN {runs(self.pfns)}"] if len(self.pfns) else []
+        if len(self.freed):
+            told.append(f"{len(self.freed)} other{'s' * (len(self.freed) != 1)} freed meanwhile")
+        if len(self.forgotten):
+            same = np.array_equal(self.pfns, self.forgotten)
+            told.append(f"nothing points to {'them' if same else f'PFN {runs(self.forgotten)}'}")
+        return text + (f": {'; '.join(told)}" if told else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,9 @@ class Leaks:
     """What leaked between two snapshots; false where nothing did.
 
     The rule: for each holder of frames that are in use, how many more it has; for each slab cache, how many
-    more objects are allocated. Left out is what the kernel keeps by design, and what may be given back:
+    more objects are allocated. Frames are exchanged, one for another, by the kernel and by drivers; but an
+    unmarked frame that nothing points to any more is lost, and counts whatever was given back elsewhere.
+    Left out is what the kernel keeps by design, and what may be given back:
 
     - free frames, those on per-CPU lists too; free objects in slabs, on CPUs' freelists and in sheaves;
     - files' pages, the swap cache, the huge zero page, the per-CPU allocator's memory (KEPT);
@@ -108,16 +121,37 @@ def leaked(diff: Diff, frames: int, objects: int, ignore: Collection[Owner]) -> 
             or (holder.owner == Owner.VMALLOC and holder.label in diff.stack_callers)
         )
 
+    none = diff.forgotten[:0]
+    grown = {each.holder: each.net for each in diff.balances if each.holder.owner != Owner.SLAB}
+    lost = Holder(Owner.UNMARKED)
+    grown[lost] = max(grown.get(lost, 0), len(diff.forgotten))
     found = [
-        Leak(each.holder, each.net, diff.page_size, diff.gained(each.holder))
-        for each in diff.balances
-        if each.holder.owner != Owner.SLAB and each.net > frames and not kept(each.holder)
+        Leak(
+            holder,
+            count,
+            diff.page_size,
+            diff.gained(holder),
+            diff.freed(holder),
+            diff.forgotten if holder == lost else none,
+        )
+        for holder, count in grown.items()
+        if count > frames and not kept(holder)
     ]
     for change in diff.caches:
         holder = Holder(Owner.SLAB, change.cache.name)
         if change.objects > objects + more_workers and not change.cache.reclaimable and not kept(holder):
-            found.append(Leak(holder, change.objects, change.cache.size, diff.gained(holder)))
+            found.append(Leak(holder, change.objects, change.cache.size, diff.gained(holder), none, none))
     return Leaks(tuple(sorted(found, key=lambda leak: -leak.count * leak.size)))
+
+
+def stack_callers(areas: Iterable[VmallocArea], stacks: Sequence[VirtAddr]) -> frozenset[str]:
+    """The callers of the areas that hold these kernel stacks; none where stacks are not in vmalloc."""
+    busy = [area for area in areas if area.kind == BUSY and area.caller]
+    if not busy or not len(stacks):
+        return frozenset()
+    places = np.searchsorted(np.array([area.start for area in busy], np.uint64), stacks, "right") - 1
+    pairs = zip(places.tolist(), stacks, strict=True)
+    return frozenset(busy[place].caller for place, stack in pairs if place >= 0 and stack < busy[place].end)
 
 
 def runs(pfns: NDArray[np.uint64], most: int = _RUNS) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 
 import numpy as np
@@ -82,6 +82,7 @@ class Snapshot:
     `labels` is what their `detail` indexes, `migratetypes` what their `migratetype` does. `mappings` are the
     leaf entries of all address spaces as kernel.rmap.ROW, by address and, before that, by `owner`: an index
     into `tasks`. Tasks that share an address space have it once. `areas` are all of the vmalloc region's.
+    `forgotten` (u8, sorted) are the PFNs of unmarked frames that nothing in the kernel points to.
     """
 
     taken: float
@@ -98,6 +99,7 @@ class Snapshot:
     zones: tuple[Zone, ...]
     frames: NDArray[np.void]
     mappings: NDArray[np.void]
+    forgotten: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
     @property
     def owners(self) -> Owners:

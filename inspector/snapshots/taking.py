@@ -12,6 +12,8 @@ from inspector.kernel import buddy, slab_objects
 from inspector.kernel.rmap import ROW
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
+from inspector.snapshots.forgotten import forgotten
+from inspector.snapshots.leaks import stack_callers
 from inspector.snapshots.snapshot import CacheState, Snapshot, TaskState
 from inspector.units import VirtAddr, printable
 
@@ -23,6 +25,7 @@ def take(linux: Linux) -> Snapshot:
         taken = time.time()
         owners = linux.owners()
         tasks = linux.tasks()
+        areas = tuple(linux.vmalloc_areas())
         return Snapshot(
             taken=taken,
             release=printable(kernel.release),
@@ -33,11 +36,12 @@ def take(linux: Linux) -> Snapshot:
             migratetypes=tuple(printable(name) for name in buddy.migratetypes(kernel)),
             tasks=tuple(map(_task, tasks)),
             caches=_caches(linux),
-            areas=tuple(linux.vmalloc_areas()),
+            areas=areas,
             modules=tuple(linux.modules()),
             zones=tuple(zone for zone in linux.zones() if zone.populated),
             frames=owners.rows,
             mappings=_mappings(tasks),
+            forgotten=forgotten(kernel, owners, stack_callers(areas, [task.stack for task in tasks])),
         )
 
 

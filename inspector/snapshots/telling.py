@@ -177,6 +177,8 @@ def as_data(diff: Diff) -> dict[str, Any]:
                 "count": each.count,
                 "bytes": each.count * each.size,
                 "pfn_runs": [list(run) for run in pfn_runs(each.pfns)],
+                "freed_pfn_runs": [list(run) for run in pfn_runs(each.freed)],
+                "forgotten_pfn_runs": [list(run) for run in pfn_runs(each.forgotten)],
             }
             for each in diff.leaked().found
         ],

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
+
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
 from inspector.kernel.slab_tracks import jiffies, tracks
@@ -64,7 +66,7 @@ def no_leaks(
     takers = _takers(recorded or ())
     for leak in leaks.found:
         callers = _of_objects(guest, leak, started) or Counter(
-            takers[pfn] for pfn in leak.pfns.tolist() if pfn in takers
+            takers[pfn] for pfn in np.union1d(leak.pfns, leak.forgotten).tolist() if pfn in takers
         )
         lines.append(f"  {printable(str(leak))}")
         lines += [f"    {n} allocated by {printable(who)}" for who, n in callers.most_common(_CALLERS)]

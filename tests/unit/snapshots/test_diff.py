@@ -63,6 +63,14 @@ def test_handovers_have_their_frames(before: Snapshot, after: Snapshot) -> None:
     assert diff.lost(TOP).tolist() == [12]
 
 
+def test_freed_is_what_nobody_has(before: Snapshot, after: Snapshot) -> None:
+    diff = after.diff(before)
+    assert diff.freed(TOP).tolist() == [12]
+    assert diff.freed(Holder(Owner.UNMARKED)).tolist() == [41]
+    assert diff.lost(Holder(Owner.PER_CPU_FREE)).tolist() == [50, 51, 52, 53]
+    assert diff.freed(Holder(Owner.PER_CPU_FREE)).tolist() == []  # the vmalloc area's now
+
+
 def test_tasks(before: Snapshot, after: Snapshot) -> None:
     changes = {change.task.pid: change for change in after.diff(before).tasks}
     assert set(changes) == {7, 8, 9}
@@ -161,5 +169,5 @@ def test_data(before: Snapshot, after: Snapshot) -> None:
     assert data["vmalloc_areas"][0]["caller"] == "leak_all+0x5/0x9"
     assert data["leaked"][0] == {
         "owner": "anon", "label": "worker (9)", "unit": "frame", "count": 6, "bytes": 24576,
-        "pfn_runs": [[14, 6]],
+        "pfn_runs": [[14, 6]], "freed_pfn_runs": [], "forgotten_pfn_runs": [],
     }  # fmt: skip

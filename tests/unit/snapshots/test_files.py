@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def test_saved_and_loaded(before: Snapshot, after: Snapshot, tmp_path: Path) -> 
         after.diff(before)
     )
     assert not equal(before, after)
+
+
+def test_forgotten_frames_are_kept(before: Snapshot, tmp_path: Path) -> None:
+    replace(before, forgotten=np.array([40, 41], np.uint64)).save(tmp_path / "one")
+    assert Snapshot.load(tmp_path / "one").forgotten.tolist() == [40, 41]
 
 
 def test_numpy_can_read_it(after: Snapshot, tmp_path: Path) -> None:
@@ -81,7 +86,7 @@ def _stream(data: bytes) -> Any:
 @pytest.mark.parametrize(
     ("name", "change", "why"),
     [
-        ("version.npy", lambda _: array(np.array([9], "<u4")), "is of version 9; this kmi reads version 1"),
+        ("version.npy", lambda _: array(np.array([9], "<u4")), "is of version 9; this kmi reads version 2"),
         ("frames.owner.npy", lambda _: array(np.full(64, 200, np.uint8)), "has an owner that there is not"),
         ("frames.detail.npy", lambda _: array(np.full(64, 5, np.uint32)), "has a label that there is not"),
         ("frames.state.npy", lambda _: array(np.full(64, 99, np.uint8)), "has a state that there is not"),
@@ -93,6 +98,8 @@ def _stream(data: bytes) -> Any:
         ("frames.flags.npy", lambda _: array(np.zeros((8, 8), np.uint64)), "frames.flags is not an array of"),
         ("frames.flags.npy", lambda _: array(np.array([{}])), "frames.flags is not an array of"),
         ("frames.flags.npy", lambda data: data.replace(b"(64,)", b"(9**9,)"), "no snapshot, or is damaged"),
+        ("forgotten.npy", lambda _: array(np.array([64], np.uint64)), "a frame is forgotten that there is"),
+        ("forgotten.npy", lambda _: array(np.array([1.0])), "forgotten is not an array of"),
         ("meta.npy", meta(page_size=0), "the page size is no power of two"),
         ("meta.npy", meta(page_size="4096"), "'4096' is not of type int"),
         ("meta.npy", meta(labels=[None]), "None is not of type str"),

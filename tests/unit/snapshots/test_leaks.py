@@ -20,9 +20,37 @@ def test_leaks(before: Snapshot, after: Snapshot) -> None:
         ("unmarked", 1, "frame"),
         ("slab filp", 3, "object"),
     ]
-    assert leaks.found[2].pfns.tolist() == [43, 44]  # one went: which of the two leaked, nobody knows
+    unmarked = leaks.found[2]
+    assert (unmarked.pfns.tolist(), unmarked.freed.tolist()) == ([43, 44], [41])  # an exchange, and a leak
     assert leaks.nbytes == (6 + 4 + 1) * 4096 + 3 * 256
     assert len(leaks) == 4
+
+
+def test_what_is_given_back_elsewhere_hides_nothing(before: Snapshot, after: Snapshot) -> None:
+    """One more is unmarked than before; but two that nothing points to are lost, 40 since long ago."""
+    lost = replace(after, forgotten=np.array([40, 44], np.uint64))
+    (leak,) = (leak for leak in lost.diff(before).leaked().found if leak.holder.owner == Owner.UNMARKED)
+    assert (leak.count, leak.forgotten.tolist()) == (2, [40, 44])
+    told = "PFN 0x2b-0x2c; 1 other freed meanwhile; nothing points to PFN 0x28, 0x2c"
+    assert str(leak) == f"2 frames (8 KiB) of unmarked: {told}"
+    known = replace(before, forgotten=np.array([40], np.uint64))
+    (leak,) = (leak for leak in lost.diff(known).leaked().found if leak.holder.owner == Owner.UNMARKED)
+    assert (leak.count, leak.forgotten.tolist()) == (1, [44])
+
+
+def test_frames_that_came_and_were_lost_at_once(before: Snapshot, after: Snapshot) -> None:
+    lost = replace(after, forgotten=np.array([43, 44], np.uint64))
+    (leak,) = (leak for leak in lost.diff(before).leaked().found if leak.holder.owner == Owner.UNMARKED)
+    assert str(leak).endswith("PFN 0x2b-0x2c; 1 other freed meanwhile; nothing points to them")
+
+
+def test_an_exchange_is_no_leak(before: Snapshot, after: Snapshot) -> None:
+    frames = before.frames.copy()
+    frames[40:44] = frames[[42, 43, 40, 41]]  # two unmarked frames for two others
+    frames["pfn"] = np.arange(len(frames))
+    diff = replace(before, frames=frames).diff(before)
+    assert len(diff.pfns) == 4
+    assert not diff.leaked()
 
 
 def test_what_is_left_out(before: Snapshot, after: Snapshot) -> None:
@@ -52,7 +80,7 @@ def test_it_says_where(before: Snapshot, after: Snapshot) -> None:
         "44.8 KiB leaked:",
         "  6 frames (24 KiB) of anon worker (9): PFN 0xe-0x13",
         "  4 frames (16 KiB) of vmalloc leak_all+0x5/0x9: PFN 0x32-0x35",
-        "  1 frame (4 KiB) of unmarked: PFN 0x2b-0x2c",
+        "  1 frame (4 KiB) of unmarked: PFN 0x2b-0x2c; 1 other freed meanwhile",
         "  3 objects (768 B) of slab filp: PFN 0x15",
     ]
 
