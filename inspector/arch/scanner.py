@@ -182,8 +182,8 @@ def _levels(
             return
         tables = _Tables(*(np.concatenate(column) for column in zip(*below, strict=True)))
         if known is not None:
-            pas, first = np.unique(tables.pas, return_index=True)
-            tables = tables.at(first[~_among(pas, known)])
+            pas, places = np.unique(tables.pas, return_index=True)
+            tables = tables.at(places[~_among(pas, known)])
 
 
 def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -42,6 +42,20 @@ class StillSpace(AddressSpace):
                 found.append((VirtAddr(low), PhysAddr(pa + low - va), high - low))
         return found
 
+    def overlaps(
+        self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """The same for many ranges: which of them, address, physical address and bytes, a place a piece."""
+        first = np.searchsorted(self._vas, starts, "right") - 1
+        counts = np.maximum(np.searchsorted(self._vas, ends) - first, 0)
+        which = np.repeat(np.arange(len(starts)), counts)
+        place = np.arange(len(which)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        vas = self._vas[place]
+        low, high = np.maximum(vas, starts[which]), np.minimum(vas + self._sizes[place], ends[which])
+        some = np.flatnonzero(low < high)
+        low = low[some]
+        return which[some], low, self._pas[place[some]] + (low - vas[some]), high[some] - low
+
     def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         place = np.searchsorted(self._vas, vas, "right") - 1
         skip = vas - self._vas[place]

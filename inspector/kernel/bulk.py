@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.arch import StillSpace
 from inspector.errors import BadFormat, CorruptGuest
 from inspector.symbols import Kernel
+from inspector.symbols.types import Field
 
 _MAX_NODES = 1 << 22  # of one tree
 _MAX_HEIGHT = 48  # a red-black tree of _MAX_NODES has at most 2 * 22 levels
 MAX_SPAN = 1 << 16  # bytes read of each of many structs; the kernel's own stay far below
 _MAX_FRAMES = 1 << 25  # 128 GiB of small pages
+_ADDRESS = (1 << 64) - 1
 
 RANGE_FRAME = np.dtype([("pfn", np.uint64), ("va", np.uint64), ("index", np.uint32)])
 """A small page's worth of memory mapped inside range number `index`."""
@@ -27,24 +30,27 @@ def columns(
     A member that this kernel lacks raises NoSuchField; a struct that is not mapped CorruptGuest.
     """
     fields = [kernel.types.field(type_name, path) for path in paths]
-    size = max((each.offset + each.width for each in fields), default=0)
-    if size > MAX_SPAN:
-        raise BadFormat(f"the types are corrupt: a member of {type_name} lies {size} bytes in")
-    raw = _gather(kernel, addresses, np.dtype(np.uint8), size, f"struct {type_name}")
-    found: list[NDArray[Any]] = []
-    for each in fields:
-        width = each.width
-        words = np.zeros((len(addresses), 8), np.uint8)
-        words[:, :width] = raw[:, each.offset : each.offset + width]
-        values = words.view(np.uint64)[:, 0]
-        bits = each.bit_size or 8 * width
-        values = values >> np.uint64(each.bit_shift) & np.uint64((1 << bits) - 1)
-        if each.type.signed:
-            away = np.uint64(64 - bits)
-            found.append((values << away).view(np.int64) >> away.astype(np.int64))
-        else:
-            found.append(values)
-    return tuple(found)
+    start = min((each.offset for each in fields), default=0) & -8  # memory is gathered in words
+    size = max((each.offset + each.width for each in fields), default=0) - start
+    if start + size > MAX_SPAN:
+        raise BadFormat(f"the types are corrupt: a member of {type_name} lies {start + size} bytes in")
+    at = addresses + np.uint64(start) if start else addresses
+    raw = _gather(kernel, at, np.dtype(np.uint8), size, f"struct {type_name}")
+    return tuple(_member(raw[:, each.offset - start :], each) for each in fields)
+
+
+def _member(raw: NDArray[np.uint8], field: Field) -> NDArray[Any]:
+    """The number that each row begins with."""
+    width, bits = field.width, field.bit_size
+    kind = "i" if field.type.signed and not bits else "u"
+    values = raw[:, :width].view(f"<{kind}{width}")[:, 0].astype(np.int64 if kind == "i" else np.uint64)
+    if not bits:
+        return values
+    values = values >> np.uint64(field.bit_shift) & np.uint64((1 << bits) - 1)
+    if not field.type.signed:
+        return values
+    away = np.uint64(64 - bits)
+    return np.asarray((values << away).view(np.int64) >> away.astype(np.int64))
 
 
 def words(kernel: Kernel, addresses: NDArray[np.uint64], what: str) -> NDArray[np.uint64]:
@@ -90,42 +96,32 @@ def tree_nodes(kernel: Kernel, roots: NDArray[np.uint64], limit: int = _MAX_NODE
     return nodes
 
 
-def mapped_frames(
-    kernel: Kernel,
-    starts: NDArray[np.uint64],
-    ends: NDArray[np.uint64],
-    leaves: NDArray[np.void] | None = None,
-) -> NDArray[np.void]:
-    """The frames that the kernel's leaf mappings show in the ranges [start, end).
+def mapped_frames(kernel: Kernel, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> NDArray[np.void]:
+    """The frames that the kernel's page tables map in the ranges [start, end), as RANGE_FRAME rows.
 
-    `leaves` are those mappings (arch.MAPPING, arch.LEAF), where they have been read; else the page tables of
-    the ranges are. RANGE_FRAME rows in the mappings' order. Ranges must not overlap. Large pages count as the
-    small ones that they hold; a page that a range covers only in part belongs to it. Raises CorruptGuest
+    By address. Large pages count as the small ones that they hold. A page that a range covers only in part
+    belongs to it, and one that two share to the second; else ranges must not overlap. Raises CorruptGuest
     where they are over 128 GiB.
     """
-    order = np.argsort(starts, kind="stable")
-    first, last = starts[order], ends[order]
-    page = kernel.space.format.page_size
-
-    def place(vas: NDArray[np.uint64], size: NDArray[np.uint64] | np.uint64) -> NDArray[np.int64]:
-        # Of all ranges, only the one that begins last before the page's end can hold some of the page.
-        places = np.searchsorted(first, vas + (size - np.uint64(1)), "right") - 1
-        return np.where((places >= 0) & (last[np.maximum(places, 0)] > vas), places, -1)
-
     if not len(starts):
         return np.empty(0, RANGE_FRAME)
-    if leaves is None:
-        leaves = kernel.space.scan(int(starts.min()) & -page, int(ends.max()))
-    leaves = leaves[place(leaves["va"], leaves["size"]) >= 0]
-    counts = leaves["size"].astype(np.int64) // page
+    space, page = kernel.space, kernel.space.format.page_size
+    order = np.argsort(starts, kind="stable")
+    first, last = starts[order], ends[order]
+    last = np.where(last > first, last + np.uint64(page - 1) & np.uint64(-page & _ADDRESS), first)
+    first &= np.uint64(-page & _ADDRESS)
+    np.minimum(last[:-1], first[1:], out=last[:-1])
+    if not isinstance(space, StillSpace):
+        leaves = space.scan(int(first[0]), int(last.max()))
+        space = StillSpace(space.memory, space.format, space.root, leaves)
+    which, vas, pas, sizes = space.overlaps(first, last)
+    counts = (sizes // np.uint64(page)).astype(np.int64)
     total = int(counts.sum())
     if total > _MAX_FRAMES:
         raise CorruptGuest(f"kernel page tables map over {_MAX_FRAMES} pages in {len(first)} ranges")
     inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
-    vas = np.repeat(leaves["va"], counts) + inside * np.uint64(page)
-    places = place(vas, np.uint64(page))
-    chosen = places >= 0
-    rows = np.empty(int(chosen.sum()), RANGE_FRAME)
-    rows["pfn"] = (np.repeat(leaves["pa"] // np.uint64(page), counts) + inside)[chosen]
-    rows["va"], rows["index"] = vas[chosen], order[places[chosen]]
+    rows = np.empty(total, RANGE_FRAME)
+    rows["pfn"] = np.repeat(pas // np.uint64(page), counts) + inside
+    rows["va"] = np.repeat(vas, counts) + inside * np.uint64(page)
+    rows["index"] = np.repeat(order[which].astype(np.uint32), counts)
     return rows

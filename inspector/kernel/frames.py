@@ -33,8 +33,19 @@ NO_MIGRATETYPE = 0xFF
 """The migratetype of a frame that is not free."""
 
 _MAPPING_ANON = 1
-_UNKNOWN = 0xFF
 _WIDEST = 48  # an order that no memory has
+
+# What is known of a frame, in a word of four bytes.
+_OWNER, _STATE, _ORDER, _MIGRATETYPE = range(4)
+
+
+def _mark(owner: int, state: int) -> np.uint32:
+    """The word of a frame in no free block."""
+    found: np.uint32 = np.array([owner, state, 0, NO_MIGRATETYPE], np.uint8).view(np.uint32)[0]
+    return found
+
+
+_SOME = _mark(0, 0xFF)  # not known yet
 
 
 @dataclass(slots=True)
@@ -42,82 +53,109 @@ class Frames:
     """Every struct page as columns, a place a PFN from 0 on; holes have state HOLE, NO_TYPE and zeros.
 
     `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
-    NO_MIGRATETYPE elsewhere. `word` is _mapcount, which page types share. `used` are the PFNs that are
-    neither holes nor free, in order: `mapping` and `head`, the first PFN of the compound page (the PFN itself
-    where there is none), are theirs alone, a place each.
+    NO_MIGRATETYPE elsewhere: columns of `marks`, which are the last four bytes of a FRAME. `word` is
+    _mapcount, which page types share. `used` are the PFNs that are neither holes nor free, in order:
+    `mapping` and `head`, the first PFN of the compound page (the PFN itself where there is none), are theirs
+    alone, a place each.
     """
 
     flags: NDArray[np.uint64]
     refcount: NDArray[np.int32]
     word: NDArray[np.uint32]
-    state: NDArray[np.uint8]
-    order: NDArray[np.uint8]
-    migratetype: NDArray[np.uint8]
+    marks: NDArray[np.uint8]
     used: NDArray[np.int64]
     mapping: NDArray[np.uint64]
     head: NDArray[np.int64]
 
+    @property
+    def owner(self) -> NDArray[np.uint8]:
+        """What frames() was told to put there."""
+        return self.marks[:, _OWNER]
 
-def frames(kernel: Kernel, memmap: MemMap | None = None) -> Frames:
-    """Read mem_map and the free lists. Raises CorruptGuest."""
+    @property
+    def state(self) -> NDArray[np.uint8]:
+        """What each frame is in use for."""
+        return self.marks[:, _STATE]
+
+    @property
+    def order(self) -> NDArray[np.uint8]:
+        """Of the free block that holds the frame."""
+        return self.marks[:, _ORDER]
+
+    @property
+    def migratetype(self) -> NDArray[np.uint8]:
+        """Of the free block that holds the frame."""
+        return self.marks[:, _MIGRATETYPE]
+
+
+def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint8] | None = None) -> Frames:
+    """Read mem_map and the free lists; `owners` are what to put first in `marks`, by FrameState.
+
+    Raises CorruptGuest.
+    """
+    owners = np.zeros(len(FrameState), np.uint8) if owners is None else owners
+    hole, free, per_cpu = (
+        _mark(int(owners[state]), state) for state in (FrameState.HOLE, FrameState.FREE, FrameState.PER_CPU)
+    )
     memmap = memmap or MemMap(kernel)
     count, path = memmap.end, flags_path(kernel)
     flags, refcount = np.zeros(count, np.uint64), np.zeros(count, np.int32)
-    word, state = np.full(count, NO_TYPE, np.uint32), np.zeros(count, np.uint8)
+    word, marks = np.full(count, NO_TYPE, np.uint32), np.full(count, hole, np.uint32)
     for first, end in memmap.parts():
         structs = memmap.structs(first, end)
         flags[first:end] = memmap.member(structs, path, "<u8")
         refcount[first:end] = memmap.member(structs, "_refcount.counter", "<i4")
         word[first:end] = memmap.member(structs, "page_type", "<u4")
-        state[first:end] = _UNKNOWN
-    order, migratetype = np.zeros(count, np.uint8), np.full(count, NO_MIGRATETYPE, np.uint8)
-
-    def mark(blocks: NDArray[np.void], kind: FrameState) -> None:
-        _spread(state, blocks, np.full(len(blocks), kind, np.uint8))
-        _spread(order, blocks, blocks["order"])
-        _spread(migratetype, blocks, blocks["migratetype"])
-
-    mark(buddy.free_blocks(kernel, memmap, word), FrameState.FREE)
-    unused = np.flatnonzero((refcount == 0) & (state == _UNKNOWN)).astype(np.uint64)
-    mark(buddy.per_cpu_pages(kernel, memmap, unused), FrameState.PER_CPU)
-    used = np.flatnonzero(state == _UNKNOWN)
+        marks[first:end] = _SOME
+    _spread(marks, buddy.free_blocks(kernel, memmap, word), free)
+    unused = np.flatnonzero((refcount == 0) & (marks == _SOME)).astype(np.uint64)
+    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), per_cpu)
+    used = np.flatnonzero(marks == _SOME)
     mapping, head = _mappings_and_heads(memmap, used)
-    state[used] = _states(kernel, flags[used], word[used], mapping)
+    found = Frames(flags, refcount, word, marks.view(np.uint8).reshape(-1, 4), used, mapping, head)
+    their_flags, state = flags[used], found.state
+    states = _states(kernel, their_flags, word[used], mapping)
+    state[used] = states
     # A compound page's tails are what its head is.
-    tails = (head != used) & (state[head] > FrameState.PER_CPU)
-    state[used[tails]] = state[head[tails]]
-    state[used[flags[used] & np.uint64(1 << flag_bits(kernel)["reserved"]) != 0]] = FrameState.RESERVED
-    return Frames(flags, refcount, word, state, order, migratetype, used, mapping, head)
+    tails = np.flatnonzero(head != used)
+    of_head = state[head[tails]]
+    states[tails] = np.where(of_head > FrameState.PER_CPU, of_head, states[tails])
+    states[their_flags & np.uint64(1 << flag_bits(kernel)["reserved"]) != 0] = FrameState.RESERVED
+    state[used] = states
+    found.owner[used] = owners[states]
+    return found
 
 
-def _spread(column: NDArray[np.uint8], blocks: NDArray[np.void], values: NDArray[np.uint8]) -> None:
-    """Write each block's value into the places of its 2**order frames. Raises CorruptGuest."""
-    for order in np.unique(blocks["order"]).tolist():
-        chosen = blocks["order"] == order
-        pfns = blocks["pfn"][chosen]
-        size = 1 << min(order, _WIDEST)
-        lost = np.flatnonzero((pfns & np.uint64(size - 1) != 0) | (pfns + np.uint64(size) > len(column)))
+def _spread(marks: NDArray[np.uint32], blocks: NDArray[np.void], mark: np.uint32) -> None:
+    """Mark the 2**order frames of each free block. Raises CorruptGuest."""
+    values = np.full(len(blocks), mark).view(np.uint8).reshape(-1, 4)
+    values[:, _ORDER], values[:, _MIGRATETYPE] = blocks["order"], blocks["migratetype"]
+    words, orders, pfns = values.view(np.uint32)[:, 0], blocks["order"], blocks["pfn"]
+    for order in np.flatnonzero(np.bincount(orders)).tolist():
+        chosen = orders == order
+        places, size = pfns[chosen], 1 << min(order, _WIDEST)
+        lost = np.flatnonzero((places & np.uint64(size - 1) != 0) | (places + np.uint64(size) > len(marks)))
         if lost.size:
-            where = f"PFN {int(pfns[lost[0]]):#x}"
+            where = f"PFN {int(places[lost[0]]):#x}"
             raise CorruptGuest(
                 f"a free block of order {order} cannot be at {where}: see its alignment and end"
             )
-        whole = column[: len(column) // size * size].reshape(-1, size)
-        whole[pfns // np.uint64(size)] = values[chosen, None]
+        whole = marks[: len(marks) // size * size].reshape(-1, size)
+        whole[(places >> np.uint64(order)).astype(np.int64)] = words[chosen, None]
 
 
 def _mappings_and_heads(
     memmap: MemMap, used: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """page->mapping and the compound page's first PFN of these frames."""
-    mapping, head = np.empty(len(used), np.uint64), np.empty(len(used), np.int64)
-    for first, end in memmap.parts():
-        low, high = np.searchsorted(used, (first, end))
-        here = used[low:high]
-        structs = memmap.structs(first, end)[here - first]
+    mapping, words = np.empty(len(used), np.uint64), np.empty(len(used), np.uint64)
+    parts = list(memmap.parts())
+    bounds = np.searchsorted(used, np.array(parts).ravel()).reshape(-1, 2).tolist()
+    for (first, end), (low, high) in zip(parts, bounds, strict=True):
+        structs = memmap.structs(first, end)[used[low:high] - first]
         mapping[low:high] = memmap.member(structs, "mapping", "<u8")
-        head[low:high] = memmap.heads_of(here, structs)
-    return mapping, head
+        words[low:high] = memmap.compound_words(structs)
+    return mapping, memmap.heads_of(used, words)
 
 
 def _states(

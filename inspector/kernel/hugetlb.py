@@ -10,17 +10,21 @@ from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import PageTypes, flags_path
 
 
-def are_hugetlb(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.bool_]:
+def are_hugetlb(
+    memmap: MemMap, heads: NDArray[np.int64], words: NDArray[np.uint32] | None = None
+) -> NDArray[np.bool_]:
     """For each first page of a compound page, by PFN, whether it is (C: PageHuge, folio_test_hugetlb).
 
-    Raises CorruptGuest where a struct page is not mapped.
+    `words` are their page types, where they have been read. Raises CorruptGuest where a struct page is not
+    mapped.
     """
     kernel = memmap.kernel
     pages, tails = (memmap.addresses(heads.astype(np.uint64) + np.uint64(at)) for at in (0, 1))
     types = PageTypes(kernel)
     if "hugetlb" in types.names:  # a page type, as in 6.12
-        (words,) = columns(kernel, "page", pages, "page_type")
-        found = types.kinds(words.astype(np.uint32)) == types.names.index("hugetlb")
+        if words is None:
+            words = columns(kernel, "page", pages, "page_type")[0].astype(np.uint32)
+        found = types.kinds(words) == types.names.index("hugetlb")
     elif (bit := kernel.types.enum("pageflags").get("PG_hugetlb")) is not None:  # a flag for a while before
         (flags,) = columns(kernel, "page", tails, flags_path(kernel))
         found = flags >> np.uint64(bit & 63) & np.uint64(1) != 0

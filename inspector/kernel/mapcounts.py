@@ -67,7 +67,7 @@ def heads_of(memmap: MemMap, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
     structs, _ = memmap.kernel.space.gather(
         memmap.addresses(pfns.astype(np.uint64)), np.dtype(np.uint8), memmap.struct_size
     )
-    return memmap.heads_of(pfns, structs)
+    return memmap.heads_of(pfns, memmap.compound_words(structs))
 
 
 def has_page(memmap: MemMap, pfns: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -114,14 +114,17 @@ class MemMap:
 
     def heads(self, first: Pfn, end: Pfn) -> NDArray[np.int64]:
         """For each PFN from `first` to `end` exclusive its compound page's first; itself if it is no tail."""
-        return self.heads_of(np.arange(first, end), self.structs(first, end))
+        return self.heads_of(np.arange(first, end), self.compound_words(self.structs(first, end)))
 
-    def heads_of(self, pfns: NDArray[np.int64], structs: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The same for any PFNs, given the bytes of their struct pages, a row each.
+    def compound_words(self, structs: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """Of every row of structs() the word that leads a tail page to its head."""
+        return self.member(structs, self._compound_word, "<u8")
+
+    def heads_of(self, pfns: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The same for any PFNs, given compound_words() of their struct pages.
 
         A head that would lie outside of all memory is corrupt: the tail is then taken for a page of its own.
         """
-        words = self.member(structs, self._compound_word, "<u8")
         heads = pfns.copy()
         tails = np.flatnonzero(words & _TAIL)
         info = words[tails] & ~_TAIL

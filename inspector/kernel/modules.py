@@ -80,13 +80,8 @@ def _modules(kernel: Kernel) -> list[Module]:
     return [_module(view) for view in views if _state(view) != "Unformed"]
 
 
-def module_frames(
-    kernel: Kernel, loaded: list[Module], leaves: NDArray[np.void] | None = None
-) -> NDArray[np.void]:
-    """The frames of modules' memory, as bulk.RANGE_FRAME rows; `index` is the module's place in `loaded`.
-
-    `leaves` are the kernel's leaf mappings, where they have been read.
-    """
+def module_frames(kernel: Kernel, loaded: list[Module]) -> NDArray[np.void]:
+    """The frames of modules' memory, as bulk.RANGE_FRAME rows; `index` is the module's place in `loaded`."""
     page = np.uint64(kernel.space.format.page_size - 1)
     owners = np.array([i for i, module in enumerate(loaded) for part in module.parts], np.uint32)
     parts = [part for module in loaded for part in module.parts]
@@ -94,7 +89,7 @@ def module_frames(
     ends = np.array([part.start for part in parts], np.uint64) + np.array(
         [part.size for part in parts], np.uint64
     )
-    rows = mapped_frames(kernel, starts, ends, leaves)
+    rows = mapped_frames(kernel, starts, ends)
     rows["index"] = owners[rows["index"]]
     return rows
 

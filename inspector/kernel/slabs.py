@@ -136,6 +136,11 @@ class Caches:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.addresses: NDArray[np.uint64]
+        self.size: NDArray[np.uint64]
+        self.names: list[str]
+        self._oo: NDArray[np.uint64]
+        self._min: NDArray[np.uint64]
         self.addresses, self.size, self._oo, self._min, self.names = recall(kernel, _listed)
         for kind in (self._oo, self._min):
             room = np.uint64(kernel.space.format.page_size) << np.minimum(kind >> _OO_SHIFT, _MAX_ORDER + 1)
@@ -161,8 +166,8 @@ class Caches:
     def index(self, addresses: NDArray[np.uint64]) -> NDArray[np.uint16]:
         """Which cache is at each address; NO_CACHE where none is."""
         order = np.argsort(self.addresses)
-        places = np.minimum(np.searchsorted(self.addresses, addresses, sorter=order), len(self) - 1)
-        return np.where(self.addresses[order[places]] == addresses, order[places], NO_CACHE).astype(np.uint16)
+        found = order[np.minimum(np.searchsorted(self.addresses, addresses, sorter=order), len(self) - 1)]
+        return np.where(self.addresses[found] == addresses, found, NO_CACHE).astype(np.uint16)
 
     def orders(self, cache: NDArray[np.uint16], objects: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The order of a slab with so many objects; -1 where its cache makes no such slab.

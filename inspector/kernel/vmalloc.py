@@ -132,15 +132,12 @@ def flag_names(flags: int) -> tuple[str, ...]:
     return tuple(name for name, bit in VM_FLAGS.items() if flags & bit)
 
 
-def area_frames(
-    kernel: Kernel, rows: NDArray[np.void], leaves: NDArray[np.void] | None = None
-) -> NDArray[np.void]:
+def area_frames(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:
     """The frames that the page tables map in the areas, as bulk.RANGE_FRAME rows; `index` is the row's.
 
-    Device memory behind an ioremap() is there too: its frames may have no struct page. `leaves` are the
-    kernel's leaf mappings, where they have been read.
+    Device memory behind an ioremap() is there too: its frames may have no struct page.
     """
-    return mapped_frames(kernel, rows["start"], rows["end"], leaves)
+    return mapped_frames(kernel, rows["start"], rows["end"])
 
 
 def area_pages(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:

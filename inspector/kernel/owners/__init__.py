@@ -20,7 +20,7 @@ def owners(kernel: Kernel) -> Owners:
     survey = Survey.of(kernel)
     canvas = Canvas(survey.kernel, MemMap(survey.kernel))
     boot.paint(canvas)
-    kernel_memory.paint(canvas, survey)
+    kernel_memory.paint(canvas)
     tables.paint(canvas, survey)
     kernel_memory.paint_stacks(canvas, survey)
     users.paint(canvas, survey)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.kernel.frames import NO_MIGRATETYPE, FrameState, frames
+from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.mapcounts import entire_mapcounts, shared_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
@@ -27,6 +27,14 @@ _FROM_STATE = {
     FrameState.KERNEL: Owner.UNMARKED,
 }
 
+_FRAME_WORDS = np.dtype(
+    [
+        *((name, FRAME[name]) for name in ("pfn", "flags", "index", "refcount", "mapcount", "detail")),
+        ("marks", "u4"),
+    ]
+)
+"""A FRAME, with Frames.marks for its last four bytes."""
+
 _MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
 
 UNCLAIMED = (Owner.UNMARKED, Owner.RESERVED)
@@ -34,20 +42,21 @@ UNCLAIMED = (Owner.UNMARKED, Owner.RESERVED)
 
 
 class Canvas:
-    """The frames with what their struct pages say, to be painted over. Columns have a place a PFN."""
+    """The frames with what their struct pages say, to be painted over.
+
+    `owner` and `detail` have a place a PFN, `index` one for each of the frames in use.
+    """
 
     def __init__(self, kernel: Kernel, memmap: MemMap) -> None:
         self.kernel = kernel
         self.memmap = memmap
-        self.frames = frames(kernel, memmap)
+        states = range(len(FrameState))
+        owners = np.array([_FROM_STATE.get(FrameState(state), 0) for state in states], np.uint8)
+        self.frames = frames(kernel, memmap, owners)
         self.page_size: int = kernel.space.format.page_size
-        # A translation of bytes is several times faster than an indexed table.
-        owners = bytes(_FROM_STATE.get(FrameState(state), 0) for state in range(len(FrameState)))
-        self.owner = np.frombuffer(
-            bytearray(self.frames.state.tobytes().translate(owners.ljust(256))), np.uint8
-        )
+        self.owner = self.frames.owner
         self.detail = np.zeros(len(self.owner), np.uint32)
-        self.index = np.zeros(len(self.owner), np.uint64)
+        self.index = np.zeros(len(self.frames.used), np.uint64)
         self._labels: dict[str, int] = {"": 0}
 
     def label(self, text: str) -> int:
@@ -70,10 +79,16 @@ class Canvas:
 
     def compound(self, *owners: Owner) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Their frames in compound pages, the first PFN of each of these, and for every frame whose it is."""
+        places = self._in_compound
+        chosen = places[_any_of(owners)[self.owner[self.frames.used[places]]]]
+        heads, which = np.unique(self.frames.head[chosen], return_inverse=True)
+        return self.frames.used[chosen], heads, which
+
+    @cached_property
+    def _in_compound(self) -> NDArray[np.int64]:
+        """The places in `used` of the frames in compound pages."""
         frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
-        chosen = _any_of(owners)[self.owner[frames.used]] & (frames.flags[frames.head] & flag != 0)
-        heads, which = np.unique(frames.head[chosen], return_inverse=True)
-        return frames.used[chosen], heads, which
+        return np.flatnonzero(frames.flags[frames.head] & flag)
 
     def paint(
         self,
@@ -94,12 +109,11 @@ class Canvas:
     ) -> None:
         """The same for a physical range: every frame that a byte of it lies in."""
         first, last = start // self.page_size, min(-(-end // self.page_size), len(self.owner))
-        part = slice(first, max(first, last))
-        free = np.zeros(len(self.owner[part]), np.bool_)
-        for each in over:
-            free |= self.owner[part] == each
-        self.owner[part][free] = owner
-        self.detail[part][free] = self.label(label)
+        part = self.owner[first : max(first, last)]
+        places = np.flatnonzero(_any_of(over)[part] if len(over) > 1 else part == over[0]) + first
+        if len(places):
+            self.owner[places] = owner
+            self.detail[places] = self.label(label)
 
     def paint_blocks(
         self, pfns: NDArray[np.uint64], orders: NDArray[np.uint8], owner: Owner, details: NDArray[np.uint32]
@@ -111,26 +125,19 @@ class Canvas:
     def finished(self) -> Owners:
         """The rows, written part by part."""
         found, rows = self.frames, np.zeros(len(self.owner), FRAME)
-        columns: dict[str, NDArray[Any]] = {
-            "flags": found.flags,
-            "index": self.index,
-            "refcount": found.refcount,
-            "detail": self.detail,
-            "owner": self.owner,
-            "state": found.state,
-            "order": found.order,
-            "migratetype": found.migratetype,
-        }
+        marks, words = found.marks.view(np.uint32)[:, 0], rows.view(_FRAME_WORDS)
         for first, end in self.memmap.parts():
-            part = rows[first:end]
-            part["pfn"] = np.arange(first, end)
+            part = words[first:end]
+            part["pfn"] = np.arange(first, end, dtype=np.uint64)
+            part["flags"] = found.flags[first:end]
+            part["refcount"] = found.refcount[first:end]
             part["mapcount"] = np.maximum(found.word[first:end].view(np.int32) + 1, -1)  # types are below
-            for name, column in columns.items():
-                part[name] = column[first:end]
+            part["marks"] = marks[first:end]
+            part["detail"] = self.detail[first:end]
         for start, stop in self._holes():
-            hole = rows[start:stop]
-            hole["pfn"] = np.arange(start, stop)
-            hole["owner"], hole["migratetype"] = self.owner[start:stop], NO_MIGRATETYPE
+            hole = words[start:stop]
+            hole["pfn"], hole["marks"] = np.arange(start, stop), marks[start:stop]
+        rows["index"][found.used] = self.index
         self._count_huge_mappings(rows)
         return Owners(rows, tuple(self._labels))
 

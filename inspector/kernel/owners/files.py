@@ -26,14 +26,14 @@ def paint(canvas: Canvas) -> None:
     kinds = _kinds(canvas, spaces)
     canvas.owner[pfns] = kinds[which]
     canvas.detail[pfns] = canvas.labelled(file_names(canvas.kernel, spaces))[which]
-    canvas.index[pfns] = _index(canvas, heads) + (pfns - heads).astype(np.uint64)
+    canvas.index[places] = _index(canvas, heads) + (pfns - heads).astype(np.uint64)
     _hugetlb(canvas)
 
 
 def _hugetlb(canvas: Canvas) -> None:
     """All of hugetlb's: beside files' pages those of private mappings, and the free ones in its pool."""
     pfns, heads, which = canvas.compound(Owner.ANON, Owner.DRIVER, Owner.MARKED, Owner.UNMARKED)
-    pfns = pfns[are_hugetlb(canvas.memmap, heads)[which]]
+    pfns = pfns[are_hugetlb(canvas.memmap, heads, canvas.frames.word[heads])[which]]
     free = np.isin(canvas.owner[pfns], (Owner.MARKED, Owner.UNMARKED))
     canvas.owner[pfns] = Owner.HUGETLB
     canvas.detail[pfns[free]] = canvas.label("free, in the pool")

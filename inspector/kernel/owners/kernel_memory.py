@@ -21,14 +21,14 @@ _MAX_ORDER = 20
 _MOVABLE = np.uint64(2)  # PAGE_MAPPING_MOVABLE, alone in the low bits of page->mapping
 
 
-def paint(canvas: Canvas, survey: Survey) -> None:
+def paint(canvas: Canvas) -> None:
     """mem_map, modules, vmalloc and per-CPU memory; slabs and marked pages."""
-    _memmap(canvas, survey)
+    _memmap(canvas)
     loaded = modules.modules(canvas.kernel)
-    found = modules.module_frames(canvas.kernel, loaded, survey.kernel_leaves)
+    found = modules.module_frames(canvas.kernel, loaded)
     names = canvas.labelled([module.name for module in loaded])
     canvas.paint(found["pfn"], Owner.MODULE, names[found["index"]] if len(found) else 0)
-    _vmalloc(canvas, survey)
+    _vmalloc(canvas)
     _slabs(canvas)
     _marked(canvas, loaded)
     _ftrace(canvas)
@@ -37,7 +37,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
 def paint_stacks(canvas: Canvas, survey: Survey) -> None:
     """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""
     size = np.uint64(stack_size(canvas.kernel))
-    found = mapped_frames(canvas.kernel, survey.stacks, survey.stacks + size, survey.kernel_leaves)
+    found = mapped_frames(canvas.kernel, survey.stacks, survey.stacks + size)
     names = canvas.labelled(survey.names)
     canvas.paint(found["pfn"], Owner.KERNEL_STACK, names[found["index"]], (*UNCLAIMED, Owner.VMALLOC))
 
@@ -50,22 +50,22 @@ def stack_size(kernel: Kernel) -> int:
     raise KernelError("this kernel does not bound its first task's stack")
 
 
-def _memmap(canvas: Canvas, survey: Survey) -> None:
+def _memmap(canvas: Canvas) -> None:
     memmap = canvas.memmap
     runs = np.array(memmap.runs, np.uint64)
     bounds = memmap.addresses(runs)
-    found = mapped_frames(canvas.kernel, bounds[:, 0], bounds[:, 1], survey.kernel_leaves)
+    found = mapped_frames(canvas.kernel, bounds[:, 0], bounds[:, 1])
     canvas.paint(found["pfn"], Owner.MEMMAP)
 
 
-def _vmalloc(canvas: Canvas, survey: Survey) -> None:
+def _vmalloc(canvas: Canvas) -> None:
     """Areas by caller; an ioremap()ed device has no struct page, or is not ours to give."""
     table = vmalloc.busy_areas(canvas.kernel)
     who, which = np.unique(table["caller"], return_inverse=True)
     callers = recall(canvas.kernel, _callers, tuple(who.tolist()))
     percpu = np.array([caller.startswith("pcpu_") for caller in callers], np.bool_)[which]
     details = canvas.labelled(callers)[which]
-    found = vmalloc.area_frames(canvas.kernel, table, survey.kernel_leaves)
+    found = vmalloc.area_frames(canvas.kernel, table)
     io = (table["flags"] & np.uint64(vmalloc.VM_FLAGS["ioremap"])) != 0
     found = found[~io[found["index"]]]
     is_percpu = percpu[found["index"]]

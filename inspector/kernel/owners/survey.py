@@ -25,8 +25,8 @@ class Survey:
 
     `names` are the threads' (`comm (pid)`), `stacks` the lowest address of each one's kernel stack. `spaces`
     names each address space after a process that has it. The `root` of `user_leaves` and `user_tables` is
-    an address space's index, that of the kernel's 0 for its own root and else one more; a large page is one
-    leaf. See arch.survey() for the rows. `kernel` reads through these tables.
+    an address space's index, that of `kernel_tables` one more, and 0 for the kernel's own; a large page is
+    one leaf. See arch.survey() for the rows. `kernel` reads through these tables.
     """
 
     kernel: Kernel
@@ -35,7 +35,6 @@ class Survey:
     spaces: tuple[str, ...]
     user_leaves: NDArray[np.void]
     user_tables: NDArray[np.void]
-    kernel_leaves: NDArray[np.void]
     kernel_tables: NDArray[np.void]
 
     @classmethod
@@ -60,18 +59,16 @@ class Survey:
         found = survey(kernel.memory, space.format, roots, known=tables["pa"])
         for rows in found:
             rows["root"] %= max(len(spaces), 1)
-        users, others = zip(*(_halves(rows, border) for rows in found), strict=True)
-        for rows in others:
-            rows["root"] += 1
+        (user_leaves, _), (user_tables, others) = (_halves(rows, border) for rows in found)
+        others["root"] += 1
         return cls(
             kernel=kernel,
             names=tuple(names),
             stacks=stack.astype(np.uint64),
             spaces=tuple(names[place] for place in leaders[first].tolist()),
-            user_leaves=users[0],
-            user_tables=users[1],
-            kernel_leaves=np.concatenate((leaves, others[0])),
-            kernel_tables=np.concatenate((tables, others[1])),
+            user_leaves=user_leaves,
+            user_tables=user_tables,
+            kernel_tables=np.concatenate((tables, others)),
         )
 
 
