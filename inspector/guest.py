@@ -20,7 +20,7 @@ from inspector.kernel.modules import Module
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, ForeignMachine, LocalMachine, Machine, RunState
-from inspector.memory import MappedRam, MirroredRam, RamBlock
+from inspector.memory import JoinedRam, MappedRam, MirroredRam, RamBlock, RamPart
 from inspector.progress import SILENT, Reporter
 from inspector.snapshots import Snapshot, take
 from inspector.symbols import Kernel
@@ -62,6 +62,8 @@ def _memory(machine: Machine) -> MappedRam:
     if machine.ram_fd is not None:
         return MappedRam.from_fd(machine.ram_fd, blocks)
     assert isinstance(machine, ForeignMachine)
+    if machine.ram_files:
+        return JoinedRam((RamPart(*file) for file in machine.ram_files), blocks)
     assert machine.ram_source
     return MirroredRam(machine.ram_source, blocks)
 

@@ -81,7 +81,11 @@ class ForeignMachine(Monitored):
         size = qmp.execute("query-memory-size-summary")
         self.memory_size = int(size["base-memory"]) + int(size.get("plugged-memory", 0))
         self._ram = find_ram(qmp, self.qemu_pid, self.control.moment)
-        self.ram_fd: int | None = self._ram.fd
+        self.ram_files = self._ram.files
+        """What is mapped; the machine closes them."""
+        # A file that is the RAM from its first byte on tells of its holes too.
+        whole = len(self.ram_files) == 1 and not self.ram_files[0].start
+        self.ram_fd: int | None = self.ram_files[0].fd if whole else None
         self.ram_source = self._ram.source
         """What reads the RAM where it has no file that can be mapped."""
         self.blocks: list[RamRange] = self._ram.blocks
@@ -249,8 +253,8 @@ class ForeignMachine(Monitored):
         self.control.died("closed")
         self._qmp.close()
         if ram := getattr(self, "_ram", None):
-            if ram.fd is not None:
-                os.close(ram.fd)
+            for file in ram.files:
+                os.close(file.fd)
             if ram.source:
                 ram.source.close()
 

@@ -144,7 +144,7 @@ class Machine(Protocol):
 
     @property
     def ram_fd(self) -> int | None:
-        """The file that is the guest's RAM; the machine closes it. None: a ForeignMachine has copies."""
+        """The file that is the guest's RAM; the machine closes it. None: a ForeignMachine may have none."""
 
     @property
     def blocks(self) -> list[RamRange]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inspector.memory.joined import JoinedRam, RamPart
 from inspector.memory.mapped import MappedRam
 from inspector.memory.mirror import MirroredRam, RamSource
 from inspector.memory.physical import PhysicalMemory, RamBlock
 
-__all__ = ["MappedRam", "MirroredRam", "PhysicalMemory", "RamBlock", "RamSource"]
+__all__ = ["JoinedRam", "MappedRam", "MirroredRam", "PhysicalMemory", "RamBlock", "RamPart", "RamSource"]

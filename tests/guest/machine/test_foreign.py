@@ -446,7 +446,7 @@ def test_without_rights_the_monitor_reads(
     monkeypatch.setattr(os, "open", refuse)
     if monitor == "xp":
         monkeypatch.setattr("tempfile.tempdir", "/proc")  # where nobody can write
-        monkeypatch.setattr("inspector.machine.foreign_ram.tempfile.TemporaryDirectory", _Nowhere)
+        monkeypatch.setattr("inspector.machine.foreign_sources.tempfile.TemporaryDirectory", _Nowhere)
     with inspector.attach(qmp=qemu.qmp) as guest:
         assert guest.machine.accel_reason.endswith(f"RAM read slowly, by {monitor}")
         assert isinstance(guest.machine, ForeignMachine)
@@ -490,3 +490,83 @@ def test_its_end_is_told(qemu: ForeignQemu) -> None:
         assert guest.state().kind == "dead"
         with pytest.raises(GuestDied, match="the guest is gone"):
             guest.tasks()
+
+
+_NODES = (384 << 20, 128 << 20)
+
+
+@pytest.fixture
+def numa(tmp_path: Path) -> Iterator[ForeignQemu]:
+    """Two nodes, whose RAM is a memfd's and a file's."""
+    try:
+        command = _command("plain", tmp_path)
+    except SetupError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    backends = (
+        f"memory-backend-memfd,id=one,size={_NODES[0]},share=on",
+        f"memory-backend-file,id=two,size={_NODES[1]},mem-path={tmp_path / 'node1'},share=on",
+    )
+    command += ["-smp", "2"]
+    for number, backend in enumerate(backends):
+        name = ("one", "two")[number]
+        command += ["-object", backend, "-numa", f"node,nodeid={number},cpus={number},memdev={name}"]
+    running = ForeignQemu(command, tmp_path)
+    yield running
+    running.close()
+
+
+def test_numa_nodes_are_read_in_place(numa: ForeignQemu) -> None:
+    with inspector.attach(qmp=numa.qmp) as guest:
+        assert guest.machine.accel_reason.endswith("RAM read in place")
+        assert isinstance(guest.machine, ForeignMachine)
+        assert sorted(file.size for file in guest.machine.ram_files) == sorted(_NODES)
+
+        zoneinfo = "\n".join(numa.lines_of("/proc/zoneinfo"))
+        present = {
+            (int(node), name): int(re.search(r"present +(\d+)", text)[1])  # type: ignore[index]
+            for node, name, text in re.findall(
+                r"^Node (\d), zone +(\w+)\n(.*?)(?=^Node|\Z)", zoneinfo, re.MULTILINE | re.DOTALL
+            )
+        }
+        assert {node for node, _ in present} == {0, 1}
+        ours = {(zone.node, zone.name): zone.present for zone in guest.zones() if zone.populated}
+        assert ours == {place: pages for place, pages in present.items() if pages}
+
+        def free() -> dict[tuple[int, str], list[int]]:
+            return {(each.node, each.zone): each.counts.sum(axis=0).tolist() for each in guest.buddy()}
+
+        stated, found = _agreed(lambda: numa.lines_of("/proc/buddyinfo"), free)
+        rows = [line.replace(",", "").split() for line in stated]
+        assert found == {(int(row[1]), row[3]): [int(word) for word in row[4:]] for row in rows}
+
+        with guest.paused():
+            border = _NODES[0]
+            for address in (0, 0xF0000, 1 << 20, border - 128, border, border + (1 << 20), 0x1FFF_F000):
+                shown = re.findall(r" 0x([0-9a-f]{2})\b", guest.machine.hmp(f"xp /128bx {address:#x}"))
+                assert guest.read_phys(PhysAddr(address), 128) == bytes.fromhex("".join(shown))
+            across = guest.read_phys(PhysAddr(border - 64), 128)
+            shown = re.findall(r" 0x([0-9a-f]{2})\b", guest.machine.hmp(f"xp /128bx {border - 64:#x}"))
+            assert across == bytes.fromhex("".join(shown))
+        pid = int(numa.ask("/bin/busybox sleep 1000 & echo $!"))
+        assert guest.task(pid).comm == "busybox"  # what it writes is seen at once
+    assert numa.status() == "running"
+
+
+def test_without_rights_to_the_files_numa_nodes_are_copied(
+    numa: ForeignQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: Any, *more: Any, **named: Any) -> int:
+        if re.match(r"/proc/\d+/(map_files|fd|root)\b", str(path)):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *more, **named)
+
+    with inspector.attach(qmp=numa.qmp) as guest:
+        tasks = [task.pid for task in guest.tasks()]
+    monkeypatch.setattr(os, "open", refuse)
+    with inspector.attach(qmp=numa.qmp) as guest:
+        assert guest.machine.accel_reason.endswith("RAM copied from its process")
+        assert [task.pid for task in guest.tasks()] == tasks
