@@ -96,6 +96,7 @@ class LocalStopLoop:
         self._cpu = 0
         self._at_stop = True  # a breakpoint stopped the guest, and the loop knows
         self._step_first = False
+        self._stopped = False  # by a hold, not by a breakpoint that the loop has yet to hear of
         self._closed = False
         self.held = held
         """Whether somebody else wants the guest stopped."""
@@ -169,13 +170,12 @@ class LocalStopLoop:
             at_stop = self._at_stop
         if not at_stop:
             self._owner.monitor("stop")
+            self._stopped = self._owner.monitor("query-status")["status"] == "paused"
 
     def release(self) -> None:
         """Nobody else wants the guest stopped any more. Raises MachineError."""
-        with self._owner.changed:
-            at_stop = self._at_stop
-        # a breakpoint that the loop has yet to hear of is the loop's: its `go` will do
-        if not at_stop and self._owner.monitor("query-status")["status"] == "paused":
+        if self._stopped:  # its state may be another by now: `postmigrate` once it was saved
+            self._stopped = False
             self._owner.monitor("cont")
         self._let_go()
 

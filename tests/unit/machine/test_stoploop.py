@@ -153,6 +153,25 @@ def test_a_hold_between_stops_stops_the_guest(bench: Bench) -> None:
     assert bench.guest.status == "running"
 
 
+def test_a_guest_that_was_saved_in_a_hold_runs_on(bench: Bench) -> None:
+    """Migration leaves it `postmigrate`."""
+    loop = bench.loop()
+    loop.go(1)
+    bench.control.hold()
+    bench.guest.status = "postmigrate"
+    bench.control.release()
+    assert bench.guest.status == "running"
+    bench.guest.change("debug")  # its packet is under way
+    bench.control.hold()
+    bench.guest.status = "postmigrate"
+    bench.control.release()
+    assert bench.guest.status == "postmigrate"
+    bench.stub.hits = 1
+    assert loop.wait(1)
+    assert loop.go(1)
+    assert bench.guest.status == "running"
+
+
 def test_a_hold_at_a_stop_keeps_go_waiting(bench: Bench) -> None:
     loop = bench.loop()
     loop.go(1)
