@@ -58,8 +58,12 @@ def test_the_tree(grouped_guest: Guest) -> None:
 
 def test_limits_and_usage(grouped_guest: Guest, witness: Any) -> None:
     files = [f"{_ROOT}/outer/inner/memory.{name}" for name in ("current", "max", "high", "swap.current")]
-    witnessed, found = witness(grouped_guest, files, lambda: groups(grouped_guest))
-    assert all(witnessed.same(path) for path in files)
+    for _ in range(_TRIES):
+        witnessed, found = witness(grouped_guest, files, lambda: groups(grouped_guest))
+        if all(witnessed.same(path) for path in files):  # what was freed late is uncharged late
+            break
+    else:
+        pytest.fail("the group's numbers never stood still")
     current, most, high, swap = (int(witnessed.text(path)) // _PAGE for path in files)
     inner = found["/outer/inner"]
     assert (inner.usage, inner.max, inner.high, inner.swap_usage) == (current, most, high, swap)

@@ -84,7 +84,9 @@ def test_status_of_every_task(busy_guest: Guest, witness: Any) -> None:
     for _ in range(_TRIES):
         pids = busy_guest.run("cd /proc; ls -d [0-9]*").stdout.split()
 
-        stable = {str(task.pid) for task in busy_guest.tasks()} & set(pids)
+        # A worker that has nothing to do ends, at any moment (kernel/workqueue.c, idle_worker_timeout).
+        lasting = [task for task in busy_guest.tasks() if not task.comm.startswith("kworker/")]
+        stable = {str(task.pid) for task in lasting} & set(pids)
         paths = {pid: f"/proc/{pid}/status" for pid in sorted(stable, key=int)}
         witnessed, found = witness(
             busy_guest, list(paths.values()), lambda: {str(task.pid): task for task in busy_guest.tasks()}
@@ -97,7 +99,7 @@ def test_status_of_every_task(busy_guest: Guest, witness: Any) -> None:
                 if first.get(name) == second.get(name) != value:
                     wrong[pid, name] = (first.get(name), value)
         if not wrong:
-            assert len(paths) > 40
+            assert len(paths) > 30
             return
     pytest.fail(f"(/proc, ours): {wrong}")
 

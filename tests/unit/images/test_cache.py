@@ -79,9 +79,9 @@ def test_the_second_waits_for_the_first_and_says_so(cache: Path) -> None:
     thread = threading.Thread(target=second)
     with locked(target, SILENT):
         thread.start()
-        assert waits.wait(5)
+        assert waits.wait(20)
         order.append("first")
-    thread.join(5)
+    thread.join(20)
     assert order == ["first", "second"]
 
 

@@ -146,7 +146,7 @@ def test_commands_run_beside_each_other(shell: Shell, tmp_path: Path) -> None:
 
 def test_a_timeout_kills_the_whole_group(shell: Shell, tmp_path: Path) -> None:
     with pytest.raises(CommandTimeout):
-        shell.run(f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000' ; true", timeout=1)
+        shell.run(f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000' ; true", timeout=3)
     pid = int((tmp_path / "pid").read_text())
     for _ in range(500):  # until it has ended, or is a zombie that init has not reaped yet
         try:

@@ -74,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def gone(pid: int) -> bool:
     """Whether the process ends within some seconds (a zombie that init has not reaped yet has ended)."""
-    for _ in range(500):
+    for _ in range(2000):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True
