@@ -124,7 +124,7 @@ class _Tables(NamedTuple):
 
     pas: NDArray[np.uint64]
     vas: NDArray[np.uint64]  # the first address that each translates
-    rights: NDArray[np.uint8]  # that the entries above grant
+    rights: NDArray[np.uint8]  # that the entries above grant; nobody asks in a survey
     roots: NDArray[np.uint32]  # the index of the root that leads here
 
     def at(self, chosen: slice | NDArray[np.int64]) -> _Tables:
@@ -142,10 +142,11 @@ class _Entries(NamedTuple):
     def at(self, chosen: slice | NDArray[np.bool_]) -> _Entries:
         return _Entries(self.vas[chosen], self.entries[chosen], self.rights[chosen], self.roots[chosen])
 
-    def tables(self, shape: Shape) -> _Tables:
+    def tables(self, shape: Shape, granted: bool) -> _Tables:
         """The tables that the entries of this shape lead to."""
         vas, entries, rights, roots = self.at(_chosen(shape, self.entries))
-        return _Tables(entries & np.uint64(shape.address), vas, rights & _granted(shape, entries), roots)
+        rights = rights & _granted(shape, entries) if granted else rights
+        return _Tables(entries & np.uint64(shape.address), vas, rights, roots)
 
 
 def _levels(
@@ -177,7 +178,7 @@ def _levels(
                 ends = part.vas + np.uint64(level.span - 1)
                 part = part.at((part.vas <= np.uint64(last)) & (ends >= np.uint64(start)))
             yield level, part
-            below += [part.tables(shape) for shape in level.shapes if not shape.leaf]
+            below += [part.tables(shape, known is None) for shape in level.shapes if not shape.leaf]
         if not below:
             return
         tables = _Tables(*(np.concatenate(column) for column in zip(*below, strict=True)))

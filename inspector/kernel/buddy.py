@@ -71,7 +71,7 @@ def free_blocks(kernel: Kernel, memmap: MemMap, types: NDArray[np.uint32] | None
         raise CorruptGuest(
             f"{lost} free blocks are on no free list; the first is PFN {int(pfns[~found][0]):#x}"
         )
-    blocks = which[ends[found]]
+    blocks = which.take(ends[found])
     blocks["pfn"] = pfns[found]
     return blocks
 
@@ -89,7 +89,7 @@ def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) ->
     unused, links, following = unused[linked], links[linked], following[linked]
     ends = lists.follow(links, following, heads)
     found = ends >= 0
-    rows = which[ends[found]]
+    rows = which.take(ends[found])
     rows["pfn"] = unused[found]
     return rows
 

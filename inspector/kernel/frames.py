@@ -32,6 +32,7 @@ class FrameState(IntEnum):
 NO_MIGRATETYPE = 0xFF
 """The migratetype of a frame that is not free."""
 
+_PART = 1 << 17  # PFNs: what is copied of those in use stays small
 _MAPPING_ANON = 1
 _WIDEST = 48  # an order that no memory has
 
@@ -56,7 +57,7 @@ class Frames:
     NO_MIGRATETYPE elsewhere: columns of `marks`, which are the last four bytes of a FRAME. `word` is
     _mapcount, which page types share. `used` are the PFNs that are neither holes nor free, in order:
     `mapping` and `head`, the first PFN of the compound page (the PFN itself where there is none), are theirs
-    alone, a place each.
+    alone, a place each. `slabs` are the first PFNs of slabs, `slab_structs` the bytes of their struct pages.
     """
 
     flags: NDArray[np.uint64]
@@ -66,6 +67,8 @@ class Frames:
     used: NDArray[np.int64]
     mapping: NDArray[np.uint64]
     head: NDArray[np.int64]
+    slabs: NDArray[np.int64]
+    slab_structs: NDArray[np.uint8]
 
     @property
     def owner(self) -> NDArray[np.uint8]:
@@ -111,8 +114,30 @@ def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint
     unused = np.flatnonzero((refcount == 0) & (marks == _SOME)).astype(np.uint64)
     _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), per_cpu)
     used = np.flatnonzero(marks == _SOME)
-    mapping, head = _mappings_and_heads(memmap, used)
-    found = Frames(flags, refcount, word, marks.view(np.uint8).reshape(-1, 4), used, mapping, head)
+    types = PageTypes(kernel)
+    mapping, words = np.empty(len(used), np.uint64), np.empty(len(used), np.uint64)
+    slabs, slab_structs = [np.empty(0, np.int64)], [np.empty((0, memmap.struct_size), np.uint8)]
+    for first, end in memmap.parts(_PART):
+        low, high = np.searchsorted(used, (first, end))
+        pfns = used[low:high]
+        structs = memmap.structs(first, end).take(pfns - first, axis=0)
+        mapping[low:high] = memmap.member(structs, "mapping", "<u8")
+        words[low:high] = memmap.compound_words(structs)
+        some = np.flatnonzero(_are_slabs(kernel, types, flags[pfns], word[pfns]))
+        slabs.append(some + low)
+        slab_structs.append(structs[some])
+    head = memmap.heads_of(used, words)
+    found = Frames(
+        flags=flags,
+        refcount=refcount,
+        word=word,
+        marks=marks.view(np.uint8).reshape(-1, 4),
+        used=used,
+        mapping=mapping,
+        head=head,
+        slabs=used[:0],
+        slab_structs=slab_structs[0],
+    )
     their_flags, state = flags[used], found.state
     states = _states(kernel, their_flags, word[used], mapping)
     state[used] = states
@@ -123,6 +148,9 @@ def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint
     states[their_flags & np.uint64(1 << flag_bits(kernel)["reserved"]) != 0] = FrameState.RESERVED
     state[used] = states
     found.owner[used] = owners[states]
+    places = np.concatenate(slabs)
+    first_pages = (states[places] == FrameState.SLAB) & (head[places] == used[places])
+    found.slabs, found.slab_structs = used[places[first_pages]], np.concatenate(slab_structs)[first_pages]
     return found
 
 
@@ -144,26 +172,11 @@ def _spread(marks: NDArray[np.uint32], blocks: NDArray[np.void], mark: np.uint32
         whole[(places >> np.uint64(order)).astype(np.int64)] = words[chosen, None]
 
 
-def _mappings_and_heads(
-    memmap: MemMap, used: NDArray[np.int64]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """page->mapping and the compound page's first PFN of these frames."""
-    mapping, words = np.empty(len(used), np.uint64), np.empty(len(used), np.uint64)
-    parts = list(memmap.parts())
-    bounds = np.searchsorted(used, np.array(parts).ravel()).reshape(-1, 2).tolist()
-    for (first, end), (low, high) in zip(parts, bounds, strict=True):
-        structs = memmap.structs(first, end)[used[low:high] - first]
-        mapping[low:high] = memmap.member(structs, "mapping", "<u8")
-        words[low:high] = memmap.compound_words(structs)
-    return mapping, memmap.heads_of(used, words)
-
-
 def _states(
     kernel: Kernel, flags: NDArray[np.uint64], word: NDArray[np.uint32], mapping: NDArray[np.uint64]
 ) -> NDArray[np.uint8]:
     """The FrameState that struct pages tell by themselves."""
     bits, types = flag_bits(kernel), PageTypes(kernel)
-    kind = types.kinds(word)
 
     def flagged(*names: str) -> NDArray[np.bool_]:
         mask = sum(1 << bits[name] for name in names if name in bits)
@@ -172,8 +185,15 @@ def _states(
     states = np.full(len(flags), FrameState.KERNEL, np.uint8)
     states[(mapping != 0) & flagged("lru", "uptodate")] = FrameState.FILE
     states[(mapping & np.uint64(_MAPPING_ANON)) != 0] = FrameState.ANON
-    states[kind == types.names.index("table")] = FrameState.PAGE_TABLE
-    # 46df8e73a4a3 (6.10) made slab a page type.
-    slab = kind == types.names.index("slab") if "slab" in types.names else flagged("slab")
-    states[slab] = FrameState.SLAB
+    states[types.are("table", word)] = FrameState.PAGE_TABLE
+    states[_are_slabs(kernel, types, flags, word)] = FrameState.SLAB
     return states
+
+
+def _are_slabs(
+    kernel: Kernel, types: PageTypes, flags: NDArray[np.uint64], word: NDArray[np.uint32]
+) -> NDArray[np.bool_]:
+    """Which of these pages are the first of a slab: only those carry the mark."""
+    if "slab" in types.names:  # 46df8e73a4a3 (6.10) made it a page type
+        return types.are("slab", word)
+    return np.asarray(flags & np.uint64(1 << flag_bits(kernel)["slab"]) != 0)

@@ -48,10 +48,11 @@ def follow(
     """
     every = np.concatenate((links, heads))
     order = np.argsort(every, kind="stable")  # links mostly are in order, and that is then fast
-    places = np.minimum(np.searchsorted(every, following, sorter=order), every.size - 1)
+    in_order = every[order]
+    places = np.minimum(np.searchsorted(in_order, following), every.size - 1)
     lost = every.size
     step = np.arange(every.size + 1)
-    step[: links.size] = np.where(every[order[places]] == following, order[places], lost)
+    step[: links.size] = np.where(in_order[places] == following, order[places], lost)
     for _ in range(links.size.bit_length() + 1):
         step = step[step]
     ends = step[: links.size]

@@ -49,6 +49,16 @@ def shared_mapcounts(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.int
     return shared
 
 
+def folio_mapcounts(memmap: MemMap, heads: NDArray[np.int64], huge: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The same for folios that are large, of which `huge` are hugetlb's. Raises CorruptGuest."""
+    if "PG_double_map" not in memmap.kernel.types.enum("pageflags"):
+        return entire_mapcounts(memmap, heads)
+    shared = np.empty(len(heads), np.int64)
+    shared[~huge] = shared_mapcounts(memmap, heads[~huge])
+    shared[huge] = entire_mapcounts(memmap, heads[huge])
+    return shared
+
+
 def entire_mapcounts(memmap: MemMap, heads: NDArray[np.int64]) -> NDArray[np.int64]:
     """The entries that map the whole of these large folios, whose first pages' PFNs are given."""
     kernel, folios = memmap.kernel, heads.astype(np.uint64)

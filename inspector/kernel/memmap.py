@@ -82,11 +82,11 @@ class MemMap:
             raise NoSuchFrame(f"no struct page at {page:#x}")
         return pfn
 
-    def parts(self) -> Iterator[tuple[Pfn, Pfn]]:
+    def parts(self, size: int = _PART) -> Iterator[tuple[Pfn, Pfn]]:
         """The runs in parts whose struct pages fit a CPU's cache: many members are one pass over memory."""
         for first, end in self.runs:
-            for start in range(first, end, _PART):
-                yield Pfn(start), Pfn(min(start + _PART, end))
+            for start in range(first, end, size):
+                yield Pfn(start), Pfn(min(start + size, end))
 
     def structs(self, first: Pfn, end: Pfn) -> NDArray[np.uint8]:
         """The bytes of the struct pages from `first` to `end` exclusive, a row each; a copy if need be."""

@@ -57,6 +57,11 @@ class PageTypes:
             return None
         return self.names[int(self.kinds(np.array([word], np.uint32))[0])] or f"{word:#x}"
 
+    def are(self, name: str, words: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Which words are of the type of this name, one of `names`."""
+        mask, value = self._tests[name]
+        return np.asarray(typed(words) & (words & np.uint32(mask) == np.uint32(value)))
+
     def kinds(self, words: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """For each word the index into `names`: 0 where it is no type, or none that is known."""
         found = np.zeros(len(words), np.uint8)

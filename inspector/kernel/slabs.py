@@ -286,20 +286,25 @@ def slab_pages(
     memmap: MemMap,
     caches: Caches | None = None,
     pfns: NDArray[np.int64] | None = None,
+    structs: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.void]:
     """Every slab in memory, by PFN, as SLAB rows: found by its struct page, on a list or not.
 
-    `pfns` are slabs' first pages, where they are known.
+    `pfns` are slabs' first pages, and `structs` the bytes of these, where they have been read.
     """
-    return _read(kernel, memmap, caches or Caches(kernel), pfns)[0]
+    return _read(kernel, memmap, caches or Caches(kernel), pfns, structs)[0]
 
 
 def _read(
-    kernel: Kernel, memmap: MemMap, caches: Caches, pfns: NDArray[np.int64] | None = None
+    kernel: Kernel,
+    memmap: MemMap,
+    caches: Caches,
+    pfns: NDArray[np.int64] | None = None,
+    structs: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
     """The SLAB rows, and where the list pointer of each points (C: slab->slab_list.next)."""
     pfns = _slab_pfns(kernel, memmap) if pfns is None else pfns
-    raw = _structs(memmap, pfns)
+    raw = _structs(memmap, pfns) if structs is None else structs
     kind = _slab_type(kernel)
 
     def column(path: str) -> NDArray[np.uint64]:
@@ -342,7 +347,7 @@ def _structs(memmap: MemMap, pfns: NDArray[np.int64]) -> NDArray[np.uint8]:
     parts = []
     for first, end in memmap.runs:
         low, high = np.searchsorted(pfns, (first, end))
-        parts.append(memmap.structs(first, end)[pfns[low:high] - first])
+        parts.append(memmap.structs(first, end).take(pfns[low:high] - first, axis=0))
     return np.concatenate(parts)
 
 

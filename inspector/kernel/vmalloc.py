@@ -211,17 +211,14 @@ def _rows(kernel: Kernel, areas_at: NDArray[np.uint64], lazy: bool) -> NDArray[n
     rows = np.zeros(len(areas_at), AREA)
     if not len(rows):
         return rows
-    rows["start"], rows["end"], vm = columns(kernel, "vmap_area", areas_at, "va_start", "va_end", "vm")
+    paths = ["va_start", "va_end", "vm"] + ["flags"] * kernel.types.has("vmap_area", "flags")
+    rows["start"], rows["end"], vm, *flags = columns(kernel, "vmap_area", areas_at, *paths)
     rows["size"] = rows["end"] - rows["start"]
     if lazy:
         rows["kind"] = UNPURGED
         return rows
     rows["vm"] = vm
-    if kernel.types.has("vmap_area", "flags"):
-        (flags,) = columns(kernel, "vmap_area", areas_at, "flags")
-        ram = (flags & np.uint64(_VMAP_RAM)).astype(np.bool_)
-    else:
-        ram = np.ones(len(rows), np.bool_)
+    ram = flags[0] & np.uint64(_VMAP_RAM) != 0 if flags else np.ones(len(rows), np.bool_)
     rows["kind"] = np.where(vm != 0, BUSY, np.where(ram, RAM, LEAVING))
     busy = vm != 0
     names = ("size", "flags", "nr_pages", "pages", "phys_addr", "caller")

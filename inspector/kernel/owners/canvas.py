@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.kernel.frames import FrameState, frames
-from inspector.kernel.mapcounts import entire_mapcounts, shared_mapcounts
+from inspector.kernel.mapcounts import folio_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
 from inspector.kernel.pageflags import flag_bits
@@ -109,7 +109,9 @@ class Canvas:
     ) -> None:
         """The same for a physical range: every frame that a byte of it lies in."""
         first, last = start // self.page_size, min(-(-end // self.page_size), len(self.owner))
-        part = self.owner[first : max(first, last)]
+        if first >= last:
+            return
+        part = self.owner[first:last]
         places = np.flatnonzero(_any_of(over)[part] if len(over) > 1 else part == over[0]) + first
         if len(places):
             self.owner[places] = owner
@@ -149,10 +151,10 @@ class Canvas:
     def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:
         """Add to each page's own mapcount the entries that map the huge page that it is in."""
         pfns, heads, which = self.compound(*_MAPPED)
+        if not len(pfns):
+            return
         huge = self.owner[heads] == Owner.HUGETLB
-        shared = np.empty(len(heads), np.int64)
-        shared[~huge] = shared_mapcounts(self.memmap, heads[~huge])
-        shared[huge] = entire_mapcounts(self.memmap, heads[huge])
+        shared = folio_mapcounts(self.memmap, heads, huge)
         rows["mapcount"][pfns] = np.maximum(rows["mapcount"][pfns], 0) + shared[which]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from inspector.errors import CorruptGuest, KernelError
 from inspector.kernel import ksyms, modules, slabs, vmalloc
 from inspector.kernel.bulk import mapped_frames
-from inspector.kernel.frames import FrameState
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
@@ -67,11 +66,10 @@ def _vmalloc(canvas: Canvas) -> None:
     details = canvas.labelled(callers)[which]
     found = vmalloc.area_frames(canvas.kernel, table)
     io = (table["flags"] & np.uint64(vmalloc.VM_FLAGS["ioremap"])) != 0
-    found = found[~io[found["index"]]]
-    is_percpu = percpu[found["index"]]
-    canvas.paint(found["pfn"][is_percpu], Owner.PERCPU)
-    rest = found[~is_percpu]
-    canvas.paint(rest["pfn"], Owner.VMALLOC, details[rest["index"]] if len(rest) else 0)
+    pfns, index = found["pfn"], found["index"]
+    canvas.paint(pfns[(percpu & ~io)[index]], Owner.PERCPU)
+    rest = ~(percpu | io)[index]
+    canvas.paint(pfns[rest], Owner.VMALLOC, details[index[rest]] if len(table) else 0)
 
 
 def _callers(kernel: Kernel, callers: tuple[int, ...]) -> list[str]:
@@ -84,8 +82,7 @@ def _slabs(canvas: Canvas) -> None:
     """Slabs by cache."""
     frames = canvas.frames
     caches = slabs.Caches(canvas.kernel)
-    firsts = frames.used[(frames.state[frames.used] == FrameState.SLAB) & (frames.head == frames.used)]
-    found = slabs.slab_pages(canvas.kernel, canvas.memmap, caches, firsts)
+    found = slabs.slab_pages(canvas.kernel, canvas.memmap, caches, frames.slabs, frames.slab_structs)
     names = canvas.labelled([*caches.names, "no cache"])
     index = np.minimum(found["cache"].astype(np.int64), len(caches.names))
     canvas.paint_blocks(found["pfn"], found["order"], Owner.SLAB, names[index])
