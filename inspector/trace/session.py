@@ -33,7 +33,6 @@ _WAIT = 0.2  # seconds between looks whether the task lives and the trace goes o
 _START = 30.0  # seconds for a command to get ready
 _FOR_EVER = 1e9
 _LONGEST_INSTRUCTION = 15  # SDM vol. 2, 2.3.11
-_INT3 = 0xCC  # a breakpoint under KVM, or the kernel's own while it changes the code there
 
 Record = TypeVar("Record")
 
@@ -214,7 +213,7 @@ class Trace(ABC, Generic[Record]):
                     looked = time.monotonic()
                     self._look()
                 self._at_stop(loop, hit)
-                stops.pass_over(loop, hit, self._code_at(hit.address), self._reader.kernel.space.read)
+                stops.pass_over(loop, hit, self._code.get(hit.address), self._reader.kernel.space.read)
         except Exception as error:
             end = None if self._ending.is_set() else error
         finally:
@@ -240,13 +239,6 @@ class Trace(ABC, Generic[Record]):
         if address not in self._code:
             self._code[address] = self._reader.kernel.space.read(address, _LONGEST_INSTRUCTION)
             loop.insert(address)
-
-    def _code_at(self, address: VirtAddr) -> bytes | None:
-        """What is there now, if a breakpoint is: the kernel changes its code too (jump labels, ftrace)."""
-        if address not in self._code:
-            return None
-        code = self._reader.kernel.space.read(address, _LONGEST_INSTRUCTION)
-        return self._code[address] if code[0] == _INT3 else code
 
     def _at_stop(self, loop: StopLoop, hit: Hit) -> None:
         try:

@@ -16,7 +16,7 @@ from inspector.machine.stoploop import Hit, StopLoop
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr
 
-_CALL, _JMP, _RET = 0xE8, 0xE9, 0xC3
+_CALL, _JMP, _RET, _INT3 = 0xE8, 0xE9, 0xC3, 0xCC
 _LONGEST = 4096  # of the functions that are searched for calls
 # SDM vol. 2, NOP: the recommended forms; the kernel's other paddings (arch/x86/include/asm/nops.h); and
 # endbr64, which a jump to the next instruction does not need.
@@ -111,10 +111,15 @@ def effect(code: bytes, registers: dict[str, int], read: Read) -> Effect | None:
 
 
 def pass_over(loop: StopLoop, hit: Hit, code: bytes | None, read: Read) -> None:
-    """Leave the instruction at a breakpoint behind, as if the CPU had executed it; no code: no breakpoint."""
+    """Leave the instruction at a breakpoint behind, as if the CPU had executed it.
+
+    `code` is what was there without the breakpoint; None: there is none. The kernel may have changed it since
+    (jump labels, ftrace); under KVM, and while the kernel changes it, an int3 hides it.
+    """
     if code is None:
         return
-    what = effect(code, hit.registers, read)
+    now = read(hit.address, len(code))
+    what = effect(code if now[0] == _INT3 else now, hit.registers, read)
     if what is None:
         loop.step()
         return
