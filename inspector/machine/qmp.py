@@ -44,6 +44,12 @@ class _Listener(EventListener):
         self._callback(str(event["event"]), data if isinstance(data, dict) else {})
 
 
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waits for any more was cancelled by us: a greeting that did not come in time."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
+
+
 async def _await_end(client: QMPClient, on_end: Callable[[], None]) -> None:
     while client.runstate == Runstate.RUNNING:
         await client.runstate_changed()
@@ -67,6 +73,7 @@ class Qmp:
     ) -> None:
         self._gone = gone
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_complain)
         self._thread = threading.Thread(target=self._loop.run_forever, name="kmi-qmp", daemon=True)
         self._thread.start()
         self._closed = False

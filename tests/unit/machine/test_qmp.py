@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -138,6 +139,15 @@ def test_a_monitor_that_does_not_greet() -> None:
     theirs.close()
     with pytest.raises(GuestDied):
         Qmp(ours, lambda name, data: None)
+
+
+def test_a_monitor_that_keeps_silent(caplog: pytest.LogCaptureFixture) -> None:
+    """One error, and no second account of it by asyncio, which tells when what was given up is thrown away."""
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(QmpError, match="the QMP greeting within 0.2 s"):
+        Qmp(ours, lambda name, data: None, timeout=0.2)
+    gc.collect()
+    assert caplog.text == ""
 
 
 def test_a_closed_connection(connect: Connect) -> None:
