@@ -142,12 +142,12 @@ def test_a_monitor_that_does_not_greet() -> None:
 
 
 def test_a_monitor_that_keeps_silent(caplog: pytest.LogCaptureFixture) -> None:
-    """One error, and no second account of it by asyncio, which tells when what was given up is thrown away."""
+    """One error: asyncio, which tells when what was given up is thrown away, has nothing to add."""
     ours, theirs = socket.socketpair()
-    with theirs, pytest.raises(QmpError, match="the QMP greeting within 0.2 s"):
+    with theirs, pytest.raises(QmpError, match=r"the QMP greeting within 0\.2 s"):
         Qmp(ours, lambda name, data: None, timeout=0.2)
     gc.collect()
-    assert caplog.text == ""
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_closed_connection(connect: Connect) -> None:
