@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+import inspector
+from inspector import Guest
+from inspector.errors import BootError, GuestDied, SetupError
 
 pytest_plugins = ["pytester"]
 
@@ -31,3 +37,28 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped, where CI is set: {report.longreprtext or report.longrepr}"
     return report
+
+
+def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:
+    """Boot a guest; a missing prerequisite skips, but fails under CI.
+
+    Under TCG a kernel may panic while it boots, once in hundreds of times, untouched by us: there is a
+    second go.
+    """
+    try:
+        return inspector.boot(kernel, memory, cpus, **options)
+    except SetupError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    except (BootError, GuestDied) as error:
+        if "Kernel panic" not in str(error):
+            raise
+        warnings.warn(f"{kernel} did not come up, and is booted again: {error}", stacklevel=2)
+        return inspector.boot(kernel, memory, cpus, **options)
+
+
+@pytest.fixture(scope="session")
+def boot_guest() -> Callable[..., Guest]:
+    """For a guest of the test's own; the test closes it."""
+    return boot

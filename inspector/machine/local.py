@@ -30,7 +30,7 @@ from inspector.machine.stoploop import LocalStopLoop
 from inspector.progress import SILENT, Reporter
 from inspector.units import VirtAddr, format_size
 
-# without an agent: how long the console must be quiet, once init runs, or where the log does not tell
+# without an agent: how long the console must be quiet, once init runs and sleeps, or where that is not known
 _QUIET_INIT = 3.0
 _QUIET = 15.0
 _SILENT_KERNEL = 45.0
@@ -151,7 +151,7 @@ class LocalMachine(Monitored):
         """Wait until a guest that just came up has nothing more to do, two seconds at most."""
         deadline, idle = time.monotonic() + _SETTLED, 0
         while idle < _IDLE_TIMES and time.monotonic() < deadline:
-            idle = idle + 1 if all(cpu.halted for cpu in self.registers()) else 0
+            idle = idle + 1 if self._idle() else 0
             time.sleep(_IDLE_TICK)
 
     def restore(self) -> None:
@@ -189,8 +189,10 @@ class LocalMachine(Monitored):
             return False
         if self.config.ready_text:
             return self.console.contains(self.config.ready_text)
-        quiet = _QUIET_INIT if self.console.contains(" as init process") else _QUIET
-        return bool(self.console.total) and time.monotonic() - self.console.last_heard > quiet
+        quiet = time.monotonic() - self.console.last_heard
+        if quiet > _QUIET_INIT and self.console.contains(" as init process") and self._idle():
+            return True
+        return bool(self.console.total) and quiet > _QUIET
 
     def _check_boot(self, elapsed: float) -> None:
         if self._process.exited.is_set():
@@ -213,6 +215,10 @@ class LocalMachine(Monitored):
         if self.control.shutdown == "guest-reset" and not self.console.fatal():
             why += f"; is its image whole, and {format_size(self.memory_size)} enough for it?"
         return BootError(f"the guest did not boot: {why}")
+
+    def _idle(self) -> bool:
+        """Every CPU has nothing to do at this moment: a slow start on a busy host would keep one at work."""
+        return all(cpu.halted for cpu in self.registers())
 
     def _halted(self) -> bool:
         """Every CPU sits in HLT and takes no interrupts: nothing will ever wake it (SDM vol. 2, HLT)."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
-import inspector
 from inspector import Guest
-from inspector.errors import GuestDied, SetupError
 from inspector.machine import Completed
 
 T = TypeVar("T")
@@ -45,42 +41,18 @@ MATRIX = [
 ]
 
 
-def boot(kernel: str, memory: str, cpus: int, **options: Any) -> Guest:
-    """Boot a guest; a missing prerequisite skips, but fails under CI.
-
-    Under TCG a kernel panics while it boots once in a hundred times, untouched by us: it has a second go.
-    """
-    try:
-        return inspector.boot(kernel, memory, cpus, **options)
-    except SetupError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    except GuestDied as error:
-        if "Kernel panic" not in str(error):
-            raise
-        warnings.warn(f"{kernel} did not come up, and is booted again: {error}", stacklevel=2)
-        return inspector.boot(kernel, memory, cpus, **options)
-
-
 @pytest.fixture(scope="session")
-def boot_guest() -> Callable[..., Guest]:
-    """For a guest of the test's own; the test closes it."""
-    return boot
-
-
-@pytest.fixture(scope="session")
-def guest() -> Iterator[Guest]:
+def guest(boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """The default guest with two CPUs, for all tests that leave it as it was."""
-    with boot("debian-6.1", "512M", 2) as booted:
+    with boot_guest("debian-6.1", "512M", 2) as booted:
         yield booted
 
 
 @pytest.fixture(scope="session", params=MATRIX, ids=str)
-def any_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+def any_guest(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """Each guest of the matrix in turn."""
     spec: GuestSpec = request.param
-    with boot(spec.kernel, spec.memory, spec.cpus, la57=spec.la57, cmdline=spec.cmdline) as booted:
+    with boot_guest(spec.kernel, spec.memory, spec.cpus, la57=spec.la57, cmdline=spec.cmdline) as booted:
         yield booted
 
 

@@ -134,7 +134,7 @@ def _command(kind: str, folder: Path) -> list[str]:
         return [
             *(str(vng), "--run", str(kernel.bzimage), "--disable-kvm", "--force-9p", "--force-initramfs"),
             *("--memory", "512M", "--cpus", "1", "--verbose"),
-            *("--append", "rdinit=/bin/sh", "--append", "console=ttyS0"),
+            *("--append", "rdinit=/bin/sh", "--append", "console=ttyS0", "--append", "no_timer_check"),
             f"--qemu-opts=-qmp {qmp}",
         ]
     if not shutil.which("qemu-system-x86_64"):
@@ -148,7 +148,7 @@ def _command(kind: str, folder: Path) -> list[str]:
             "-initrd",
             str(images.guest_image(kernel, inspector.progress.SILENT)),
         ),
-        *("-append", "console=ttyS0 rdinit=/bin/sh panic=-1", "-qmp", qmp),
+        *("-append", "console=ttyS0 rdinit=/bin/sh panic=-1 no_timer_check", "-qmp", qmp),
     ]
 
 

@@ -188,7 +188,8 @@ def foreign(tmp_path: Path) -> Iterator[Path]:
         [
             *("qemu-system-x86_64", "-accel", "tcg", "-m", "256M", "-smp", "3", "-nographic", "-no-reboot"),
             *("-kernel", str(files.bzimage), "-initrd", str(images.guest_image(files))),
-            *("-append", "console=ttyS0 panic=-1", "-serial", f"file:{log}", "-monitor", "none"),
+            *("-append", "console=ttyS0 panic=-1 no_timer_check", "-serial", f"file:{log}"),
+            *("-monitor", "none"),
             *("-qmp", f"unix:{address},server=on,wait=off"),
         ],
         stdin=subprocess.DEVNULL,
