@@ -75,6 +75,7 @@ from inspector.tui.source import (
 )
 from inspector.units import MIB, BusAddr, Pfn, PhysAddr, VirtAddr
 
+_PATIENCE = 60.0  # seconds; a bound for what must come, not a claim about how fast it comes
 PAGE = 4096
 USAGE = np.array([0, 256, 3310, 0, 12, 0, 512, 1, 5])
 """Frames by FrameState: what the overview shows of states()."""
@@ -584,7 +585,8 @@ class Screen:
 
     async def shows(self, *wanted: str) -> str:
         """Wait until the screen shows all of these; where it never does, fail with the screen."""
-        for _ in range(500):
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
             text = self.text()
             if all(each in text for each in wanted):
                 return text
@@ -594,7 +596,8 @@ class Screen:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that shows nowhere."""
-        for _ in range(500):
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
             if condition():
                 return
             await self.pilot.pause(0.02)

@@ -25,10 +25,11 @@ _DEBUG = "/sys/kernel/debug/swiotlb"
 # A disk behind a bridge, whose driver maps all that it is told to read by the DMA API.
 _DISK = (
     *("-device", "pcie-root-port,id=bridge,slot=1"),
-    *("-drive", "if=none,id=disk,driver=null-co,size=64M,read-zeroes=on"),
+    *("-drive", "if=none,id=disk,driver=null-co,size=64M,read-zeroes=on,latency-ns=5000000"),
     *("-device", "virtio-blk-pci,drive=disk,bus=bridge,iommu_platform=on,disable-legacy=on"),
 )
-_READ = "while :; do dd if=/dev/vda of=/dev/null bs=9k iflag=direct 2>/dev/null; done"
+# Each reader may be given pages that lie side by side, and are mapped as one: none reads for long.
+_READ = "while :; do dd if=/dev/vda of=/dev/null bs=9k count=50 iflag=direct 2>/dev/null; done"
 
 
 @pytest.fixture(scope="module", params=["debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2"])

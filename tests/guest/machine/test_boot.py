@@ -42,7 +42,9 @@ def test_it_comes_up_and_goes_without_a_trace(config: Config, runtime: Path) -> 
     assert not Path(f"/proc/{pid}").exists()
     assert not machine.folder.exists()
     assert len(ram_files()) == before
-    assert not [thread.name for thread in set(threading.enumerate()) - threads if thread.is_alive()]
+    for thread in set(threading.enumerate()) - threads:  # they have heard that it is over
+        thread.join(20)
+        assert not thread.is_alive(), thread.name
     with pytest.raises(GuestDied, match="closed"):
         machine.run("true")
     assert machine.state().reason == "dead: closed"

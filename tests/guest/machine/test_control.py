@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,8 +197,9 @@ def test_a_gdb_that_is_killed_is_replaced(machine: LocalMachine) -> None:
     machine.insert_breakpoint(where)
     old = machine.gdb.pid
     os.kill(old, 9)
-    while Path(f"/proc/{old}").exists() and machine.control._gdb is not None:
-        pass
+    while machine.control._gdb is not None:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{old}").exists()
     machine.pause()
     machine.resume()
     assert machine.run("hostname kmi; hostname").stdout == "kmi\n", "its breakpoint went with it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -118,12 +119,16 @@ def test_a_paused_guest_is_not_waited_for(machine: LocalMachine) -> None:
 
 
 def test_a_pause_in_the_middle_takes_no_time(machine: LocalMachine) -> None:
-    timer = threading.Timer(0.3, machine.pause)
-    resume = threading.Timer(2.5, machine.resume)
-    timer.start()
-    resume.start()
-    assert machine.run("sleep 1", timeout=2).returncode == 0
-    resume.join()
+    def pause() -> None:
+        machine.run("until [ -e /tmp/begun ]; do usleep 20000; done; rm /tmp/begun").check()
+        machine.pause()
+        time.sleep(5)
+        machine.resume()
+
+    pauser = threading.Thread(target=pause)
+    pauser.start()
+    assert machine.run("touch /tmp/begun; sleep 1", timeout=4).returncode == 0
+    pauser.join()
 
 
 def test_a_new_agent_takes_over(machine: LocalMachine) -> None:

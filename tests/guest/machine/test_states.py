@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from inspector.errors import GuestDied, MachineError
-from inspector.machine import LocalMachine, MachineConfig, connect, list_guests, serve, start
+from inspector.machine import LocalMachine, MachineConfig, connect, list_guests, serve, start, starting
 from inspector.progress import Progress, Silent
 from inspector.units import VirtAddr
 
@@ -32,6 +32,7 @@ from .test_ends import all_gone
 pytestmark = pytest.mark.guest
 
 ROOT = Path(__file__).parents[3]
+_TRIES = 3
 
 
 class Steps(Silent):
@@ -55,7 +56,10 @@ class Steps(Silent):
 def states(base_config: MachineConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the state of one guest, the base's."""
     folder = tmp_path_factory.mktemp("states")
-    start(base_config, states=folder).close()
+    for _ in range(_TRIES):  # none is kept where the guest mistook, on a busy host, how fast its clock is
+        start(base_config, states=folder).close()
+        if list(folder.glob("*.state")):
+            break
     return folder
 
 
@@ -278,6 +282,13 @@ def test_without_a_state_it_says_so(machine: LocalMachine) -> None:
     assert machine.running
 
 
+@pytest.fixture
+def any_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are kept also of a guest whose clock is off."""
+    monkeypatch.setattr(starting, "_clock_is_right", lambda machine: True)
+
+
+@pytest.mark.usefixtures("any_clock")
 @pytest.mark.parametrize("damage", ["cut", "ram"])
 def test_a_damaged_state_is_dropped(
     config: Config, states: Path, runtime: Path, tmp_path: Path, damage: str
@@ -346,6 +357,7 @@ def test_an_own_init(config: Config, runtime: Path, tmp_path: Path) -> None:
     assert len(list(states.glob("*.state"))) == 1
 
 
+@pytest.mark.usefixtures("any_clock")
 def test_two_at_once_boot_once(config: Config, runtime: Path, tmp_path: Path) -> None:
     steps = [Steps(), Steps()]
     logs: list[str] = []
