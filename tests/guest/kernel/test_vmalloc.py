@@ -50,7 +50,7 @@ def test_agrees_with_vmallocinfo(telling_guest: Guest, witness: Any) -> None:
     else:
         pytest.fail(
             f"in both readings, not ours: {(first & second) - lines}; ours alone: {lines - (first | second)};"
-            f" between the readings: {first ^ second}"
+            f" between the readings: {(first | second) - (first & second)}"
         )
     text = "\n".join(lines)
     for word in ("ioremap", "vmap", "vmalloc", "phys=", "N0=", "[zram]"):
