@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 # Each has its own guests: half a GiB of memory or two.
 WORKERS ?= 2
+# A file is one worker's. In the order of their names the quick ones come last, and no worker waits long for the other.
+SHARED := --dist loadfile --no-loadscope-reorder
 # Stops guests some thousand times: with the machine to itself.
 ALONE := tests/guest/trace
 BIN := .venv/bin
@@ -20,7 +22,7 @@ run: setup    ## Boot the default guest and open the terminal UI (the report, wh
 test: setup    ## All tests but those against other tools; ARGS="-k walk" picks some
 	@$(if $(WITNESSES),.ci/install-packages $(WITNESSES))
 	@$(BIN)/python .ci/fetch.py
-	$(BIN)/pytest -m "not oracle" -n $(WORKERS) --dist loadfile $(or $(ARGS),--ignore $(ALONE))
+	$(BIN)/pytest -m "not oracle" -n $(WORKERS) $(SHARED) $(or $(ARGS),--ignore $(ALONE))
 	$(if $(ARGS),,$(BIN)/pytest -m "not oracle" $(ALONE))
 
 test-oracle: setup .venv/oracle    ## Compare with drgn and crash; fetches the kernel's -dbg package (850 MB)
