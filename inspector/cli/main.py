@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import shlex
 import signal
 import sys
@@ -13,48 +14,69 @@ from typing import Any
 import click
 
 import inspector
-from inspector.cli.allocations import allocations
-from inspector.cli.bench import bench
-from inspector.cli.boot import boot
-from inspector.cli.devices import devices
-from inspector.cli.export import export
-from inspector.cli.faults import faults
-from inspector.cli.kernels import kernels
-from inspector.cli.lab import lab
 from inspector.cli.output import examples
-from inspector.cli.page import page
-from inspector.cli.report import report
-from inspector.cli.save import save
-from inspector.cli.shell import shell
-from inspector.cli.snapshot import diff, snapshot
-from inspector.cli.tui import tui
-from inspector.cli.walk import walk
 from inspector.errors import InspectorError
 from inspector.units import printable
 
 _HELP_OR_VERSION = ("-h", "--help", "--version")
+_ELSEWHERE = {"diff": "snapshot"}
+_COMMANDS = {
+    "tui": "Look around in a guest, full screen; what `kmi` alone does.",
+    "report": "Print what a guest holds: CPUs, zones, frames, tasks.",
+    "walk": "Follow a virtual address through the page tables.",
+    "page": "Show all that is known of a frame.",
+    "devices": "List PCI devices and the memory that they reach by DMA.",
+    "faults": "Trace the page faults of a process.",
+    "allocations": "Trace page allocations and frees.",
+    "snapshot": "Save what all of memory is at one moment.",
+    "diff": "Tell what changed hands between two snapshots, or since one.",
+    "export": "Save memory as tables, Parquet or Arrow.",
+    "lab": "Watch the kernel do a thing with memory, on a live guest.",
+    "kernels": "List the kernels that can be booted by name.",
+    "boot": "Boot a guest and hold it open for other commands.",
+    "save": "Save all memory and the registers: for --image, drgn, crash.",
+    "shell": "Talk to a guest in Python: a REPL with `guest` bound.",
+    "bench": "Measure how fast it is.",
+}
+"""Each command is the function of that name in the module of that name, or in that of _ELSEWHERE."""
 
 
 class _Group(click.Group):
-    """Without a command it is `tui`; for a mistyped one it says which was meant."""
+    """Without a command it is `tui`; for a mistyped one it says which was meant.
+
+    A command is imported when it is run: none waits for what another needs.
+    """
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"inspector.cli.{_ELSEWHERE.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in _HELP_OR_VERSION):
-            rest = self.commands["tui"].make_parser(ctx).parse_args(list(args))[1]
-            if rest and rest[0] in self.commands:
+            tui = self.get_command(ctx, "tui")
+            assert tui
+            rest = tui.make_parser(ctx).parse_args(list(args))[1]
+            if rest and rest[0] in _COMMANDS:
                 meant = shlex.join([rest[0], *(arg for arg in args if arg != rest[0])])
                 raise click.UsageError(f"the command comes before its options: kmi {meant}", ctx)
             args = ["tui", *args]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # as they were added: the most used first
+        return list(_COMMANDS)  # the most used first
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            near = difflib.get_close_matches(args[0], self.commands, 1)
+        if args[0] not in _COMMANDS:
+            near = difflib.get_close_matches(args[0], _COMMANDS, 1)
             hint = f"did you mean {near[0]}" if near else "there are " + ", ".join(self.list_commands(ctx))
             raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -82,11 +104,6 @@ def kmi() -> None:
     stdout is no terminal it prints the report. Addresses are hexadecimal, with or without 0x; frame numbers
     (PFN) are decimal, or hexadecimal with 0x.
     """
-
-
-_LOOKING = (tui, report, walk, page, devices, faults, allocations, snapshot, diff, export)
-for _command in (*_LOOKING, lab, kernels, boot, save, shell, bench):
-    kmi.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

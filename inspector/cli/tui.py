@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 
 import click
 
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.cli.output import examples
-from inspector.cli.report import gather
-from inspector.cli.report_view import draw
 
 
 @click.command(epilog=examples("kmi --kernel debian-6.12 --memory 2G --cpus 2"))
@@ -19,10 +19,16 @@ def tui(options: GuestOptions) -> None:
 
     Without a terminal it prints the report.
     """
-    with opened(options) as opening:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        from inspector.cli.report import gather
+        from inspector.cli.report_view import draw
+
+        with opened(options) as opening:
             draw(gather(opening.guest))
-            return
-        from inspector.tui import run  # Textual takes long to import, and only this needs it
+        return
+    # Textual is imported while QEMU comes up: both take as long.
+    threading.Thread(target=importlib.import_module, args=["inspector.tui.app"], name="kmi-import").start()
+    with opened(options) as opening:
+        from inspector.tui import run
 
         run(opening.guest)
