@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult, SystemCommand
@@ -21,28 +21,18 @@ from inspector.tui.actions import GLOBAL, VIEWS, Action, bindings
 from inspector.tui.dialogs import DeathDialog, GoDialog, HelpDialog
 from inspector.tui.places import Place, ViewName
 from inspector.tui.poller import Answer, Died, Failed, Poller, Request, StateChanged
-from inspector.tui.recorder import Recorder, Traced
 from inspector.tui.source import Source
-from inspector.tui.teller import Teller, Told
 from inspector.tui.views.base import Go, NextTask, Reread, View
-from inspector.tui.views.console import ConsoleView, RunCommand, run_command
-from inspector.tui.views.devices import DevicesView
-from inspector.tui.views.faults import FaultsView
-from inspector.tui.views.frames import FramesView
-from inspector.tui.views.labs import LabsView
-from inspector.tui.views.memory import MemoryView
 from inspector.tui.views.overview import OverviewView
-from inspector.tui.views.page import PageScreen
-from inspector.tui.views.slabs import SlabsView
-from inspector.tui.views.space import SpaceView
-from inspector.tui.views.swap import SwapView
-from inspector.tui.views.tasks import TasksView
-from inspector.tui.views.vmalloc import VmallocView
-from inspector.tui.views.walk import WalkScreen
 from inspector.tui.widgets.status import StatusLine, Tabs
 
+if TYPE_CHECKING:
+    from inspector.tui.recorder import Traced
+    from inspector.tui.teller import Told
+    from inspector.tui.views.console import RunCommand
+    from inspector.tui.views.others import Others
+
 _HISTORY = 100
-_SOON = 0.02  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +60,8 @@ class InspectorApp(App[None]):
 
     def __init__(self, source: Source) -> None:
         super().__init__()
+        self.register_theme(palette.THEME)
+        self.theme = palette.THEME.name  # before anything is styled by another
         self.source = source
         self._poller = Poller(source, self._post)
         # Held here, and not asked for by query: the screen on top may be a dialog.
@@ -77,28 +69,8 @@ class InspectorApp(App[None]):
         self._tabs = Tabs()
         self._notice = Static(id="notice", markup=False)
         self._switcher = ContentSwitcher(initial=ViewName.OVERVIEW.value)
-        self._console = ConsoleView()
-        self._recorder = Recorder(source, self._post)
-        self._faults = FaultsView(self._recorder)
-        self._teller = Teller(source, self._post)
-        self._labs = LabsView(self._teller)
-        views = (
-            OverviewView(),
-            TasksView(),
-            SpaceView(),
-            WalkScreen(),
-            FramesView(),
-            PageScreen(),
-            SlabsView(),
-            VmallocView(),
-            SwapView(),
-            MemoryView(),
-            DevicesView(),
-            self._console,
-            self._faults,
-            self._labs,
-        )
-        self._views: dict[ViewName, View[Any]] = {view.NAME: view for view in views}
+        self._overview = OverviewView()
+        self._others: Others | None = None
         self._serial = 0
         self._history: list[_Visited] = []
         self._place = Place(ViewName.OVERVIEW)
@@ -113,13 +85,11 @@ class InspectorApp(App[None]):
         yield self._tabs
         yield self._notice
         with self._switcher:
-            yield from self._views.values()
+            yield self._overview
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self.register_theme(palette.THEME)
-        self.theme = palette.THEME.name
         self._poller.start()
         self._poller.do(self._introduce)
         self.source.on_death(lambda why: self._poller.do(_raise_death(why)))
@@ -127,29 +97,43 @@ class InspectorApp(App[None]):
 
     def on_unmount(self) -> None:
         """Nobody reads or traces the guest after the UI is gone."""
-        self._recorder.close()
-        self._teller.close()
+        if self._others:
+            self._others.close()
         self._poller.stop()
 
     @property
     def view(self) -> View[Any]:
         """The view that is shown."""
-        return self._views[self._place.view]
+        return self.view_of(self._place.view)
 
     @property
     def place(self) -> Place:
         """Where one is."""
         return self._place
 
+    def view_of(self, name: ViewName) -> View[Any]:
+        """A view, be it shown or not."""
+        return self._overview if name is ViewName.OVERVIEW else self.others.views[name]
+
+    @property
+    def others(self) -> Others:
+        """The other views and what works for them, made when they are first wanted."""
+        if self._others is None:
+            from inspector.tui.views.others import Others  # much to import, and the overview needs none of it
+
+            self._others = Others(self.source, self._post)
+        return self._others
+
     # Places
 
-    def go(self, place: Place, history: bool = True) -> None:
+    async def go(self, place: Place, history: bool = True) -> None:
         """Show a place; Esc comes back from it."""
         if place == self._place:
             return
-        if not self._views[place.view].is_mounted:  # a key in the first moments: the view is still being made
-            self.set_timer(_SOON, partial(self.go, place, history))
-            return
+        view = self.view_of(place.view)
+        if not view.is_attached:
+            view.display = False
+            await self._switcher.mount(view)
         if history:
             self._history = [*self._history[-_HISTORY:], _Visited(self._place, self.view.memento())]
         self._enter(place)
@@ -157,9 +141,9 @@ class InspectorApp(App[None]):
     def _enter(self, place: Place, memento: Any = None) -> None:
         self._place = place
         self._last[place.view] = place
-        view = self._views[place.view]
+        view = self.view
         if place.view is ViewName.LABS:
-            self._recorder.stop()  # a guest that stands at a fault plays no lab
+            self.others.recorder.stop()  # a guest that stands at a fault plays no lab
         view.enter(place)
         if memento is not None:
             view.restore(memento)
@@ -201,13 +185,13 @@ class InspectorApp(App[None]):
 
     def _keeps_trace(self) -> bool:
         """Whether there is a trace to come back to; one that has ended gives way where tasks are chosen."""
-        progress = self._recorder.progress
+        progress = self.others.recorder.progress
         choosing = self._place.view in (ViewName.TASKS, ViewName.SPACE)
         return progress.on or (progress.state == "ended" and not choosing)
 
-    def on_go(self, message: Go) -> None:
+    async def on_go(self, message: Go) -> None:
         """A view followed a link."""
-        self.go(message.place, message.history)
+        await self.go(message.place, message.history)
 
     def on_reread(self, message: Reread) -> None:
         """A view wants other data."""
@@ -229,24 +213,27 @@ class InspectorApp(App[None]):
         """On a thread of its own: a command may take long, and reading goes on meanwhile."""
 
         def work() -> None:
-            answer = run_command(self.source, message.command)
-            self.call_from_thread(self._console.finished, answer)
+            answer = message.run(self.source)
+            self.call_from_thread(message.console.finished, answer)
 
         self.run_worker(work, thread=True, exit_on_error=False)
 
     def on_traced(self, message: Traced) -> None:
         """There is news of the trace."""
-        if self._faults.is_attached:
-            self._faults.news()
+        self._news(ViewName.FAULTS)
 
     def on_told(self, message: Told) -> None:
         """The lab got on."""
-        if self._labs.is_attached:
-            self._labs.news()
+        self._news(ViewName.LABS)
 
-    def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
+    def _news(self, name: ViewName) -> None:
+        view = self.view_of(name)
+        if view.is_attached:
+            view.news()
+
+    async def on_tabs_chosen(self, message: Tabs.Chosen) -> None:
         """A tab was clicked."""
-        self.action_view(message.view.value)
+        await self.action_view(message.view.value)
 
     # What the poller says
 
@@ -293,10 +280,10 @@ class InspectorApp(App[None]):
 
     # Actions
 
-    def action_view(self, name: str) -> None:
+    async def action_view(self, name: str) -> None:
         """Switch to a view."""
         if ViewName(name) is not self._place.view:
-            self.go(self._default(ViewName(name)))
+            await self.go(self._default(ViewName(name)))
 
     def action_leave(self) -> None:
         """Go back."""
@@ -308,12 +295,12 @@ class InspectorApp(App[None]):
     def action_go(self) -> None:
         """Ask where to go."""
 
-        def arrive(place: Place | None) -> None:
+        async def arrive(place: Place | None) -> None:
             if place is None:
                 return
             if place.view is ViewName.PAGE and self._place.view is ViewName.FRAMES:
                 place = replace(place, view=ViewName.FRAMES)  # the map's cursor goes there; Enter opens it
-            self.go(place)
+            await self.go(place)
 
         self.push_screen(GoDialog(self.source, self._current_pid()), arrive)
 

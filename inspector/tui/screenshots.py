@@ -94,7 +94,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
     saved = []
     async with app.run_test(size=SIZE) as pilot:
         for name, place in places.items():
-            app.go(place)
+            await app.go(place)
             await _filled(pilot, app)
             if isinstance(app.view, DevicesView):
                 await _written_to(pilot, app.view)

@@ -165,7 +165,7 @@ def test_a_filter_is_of_the_list_that_has_the_focus(play: Play) -> None:
 
 def test_a_device_by_its_address(play: Play) -> None:
     async def script(screen: Any) -> None:
-        screen.app.go(Place(ViewName.DEVICES, label="0000:00:00.0"))
+        await screen.app.go(Place(ViewName.DEVICES, label="0000:00:00.0"))
         await screen.shows("Reach of 0000:00:00.0")
 
     play(script)

@@ -49,7 +49,7 @@ def test_the_guest_tells_the_same(play_live: Play, guest: Guest, pid: int) -> No
         await screen.shows("RUNNING", f"Linux {release}", "DMA32", "native_safe_halt")
         await screen.press("2")
         await screen.shows("touch", str(pid), "[kthreadd]")
-        screen.app.go(Place(ViewName.SPACE, pid=pid))
+        await screen.app.go(Place(ViewName.SPACE, pid=pid))
         text = await screen.shows(f"touch PID {pid}", f"{len(maps)} VMAs", "/labs/touch", "[stack]")
         for addresses, permissions, *_ in maps[:20]:
             start = f"0x{addresses.split('-')[0].lstrip('0')}"
@@ -140,9 +140,9 @@ def test_what_is_swapped_out(play_live: Play, guest: Guest) -> None:
 def test_every_frame_can_be_opened(play_live: Play, guest: Guest) -> None:
     async def script(screen: Screen) -> None:
         for pfn in (0, 0x100, 0x1000, 0x1FFFF):
-            screen.app.go(Place(ViewName.PAGE, pfn=Pfn(pfn)))
+            await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(pfn)))
             await screen.shows(f"PFN {pfn:#x} ", "direct map", "_refcount")
-        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(1 << 40)))
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(1 << 40)))
         await screen.shows("has no struct page")
 
     play_live(GuestSource(guest), script)
@@ -193,7 +193,7 @@ def test_a_lab_is_played(play_live: Play, guest: Guest) -> None:
     async def script(screen: Screen) -> None:
         await screen.press("L")
         await screen.shows("zero-page", "copy-on-write")
-        screen.app.go(Place(ViewName.LABS, label="zero-page"))
+        await screen.app.go(Place(ViewName.LABS, label="zero-page"))
         await screen.shows("⏎ does it")
         await screen.press("g")
         await screen.shows("✔ As expected.", "/proc/self/pagemap")

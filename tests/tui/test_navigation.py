@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from textual.events import Key
 
 from inspector.kernel.owners import Owner
 from inspector.machine import RunState
 from inspector.tui.actions import TAB_KEYS
 from inspector.tui.places import Place, ViewName
-from inspector.tui.views.tasks import TasksView
+from inspector.tui.views.base import View
 from inspector.tui.widgets.framemap import FrameMap
 from inspector.units import Pfn, VirtAddr
 
@@ -50,18 +51,27 @@ def test_enter_follows_and_escape_comes_back(play: Play) -> None:
     play(script)
 
 
-def test_a_key_before_the_views_are_there_waits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    early = iter((False, False))
-    monkeypatch.setattr(
-        TasksView,
-        "is_mounted",
-        property(lambda view: next(early, True) and super(TasksView, view).is_mounted),
-    )
-
+def test_a_view_is_made_when_it_is_first_shown(play: Play) -> None:
     async def script(screen: Screen) -> None:
+        await screen.shows("no KVM here")
+        assert [view.NAME for view in screen.app.query(View)] == [ViewName.OVERVIEW]
+        await screen.press("2", "1")
+        assert [view.NAME for view in screen.app.query(View)] == [ViewName.OVERVIEW, ViewName.TASKS]
         await screen.press("2")
         await screen.shows("2 processes")
-        assert next(early, None) is None  # it was asked for until it was there
+        assert len(screen.app.query(View)) == 2
+
+    play(script)
+
+
+def test_keys_wait_for_the_views_that_those_before_them_open(play: Play) -> None:
+    async def script(screen: Screen) -> None:
+        for key in "234":
+            screen.app.post_message(Key(key, key))
+        await screen.until(lambda: screen.app.place.view is ViewName.WALK)
+        for before in (ViewName.SPACE, ViewName.TASKS, ViewName.OVERVIEW):
+            await screen.press("escape")
+            assert screen.app.place.view is before
 
     play(script)
 
@@ -140,9 +150,9 @@ def test_go_to_on_the_map_moves_its_cursor(play: Play) -> None:
 
 def test_a_place_that_is_not_there(play: Play) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x99999)))
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x99999)))
         await screen.shows("PFN 0x99999 has no struct page")
-        screen.app.go(Place(ViewName.SPACE, pid=7))
+        await screen.app.go(Place(ViewName.SPACE, pid=7))
         await screen.shows("no task has PID 7")
 
     play(script)

@@ -38,7 +38,7 @@ def test_the_legend_counts_and_says_what_it_does_not_know(play: Play, size: tupl
 
 def test_the_cursor_names_the_owners_objects(play: Play, source: FakeSource, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0xB00)))
+        await screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0xB00)))
         await screen.shows("524288 frames")
         for _ in range(16):
             await screen.press("plus")
@@ -55,7 +55,7 @@ def test_the_cursor_names_the_owners_objects(play: Play, source: FakeSource, siz
 
 def test_one_object_lit_then_all_of_its_owner_then_nothing(play: Play) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0xB00)))
+        await screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0xB00)))
         await screen.shows("PFN 0xb")
         for _ in range(12):
             await screen.press("plus")
@@ -169,7 +169,7 @@ def test_memory(play: Play, source: FakeSource, size: tuple[int, int]) -> None:
 
 def test_page_tells_owner_charge_and_block(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x900)))
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x900)))
         await screen.shows("a anonymous", "worker (42)", "512 frames, 2 MiB in all", "/lab, as user memory")
         await screen.shows("its 2 MiB at PFN 0x800", "anonymous 512")
         await screen.press("enter")  # the task that owns it
@@ -197,7 +197,7 @@ def test_labels_of_the_guest_show_literally(play: Play, source: FakeSource) -> N
 
 def test_what_is_lit_may_go_away(play: Play, source: FakeSource) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.FRAMES, owner=int(Owner.SLAB), label="dentry"))
+        await screen.app.go(Place(ViewName.FRAMES, owner=int(Owner.SLAB), label="dentry"))
         await screen.shows("dentry 8 frames")
         source.frame_states = np.full(2048, Owner.FREE, np.uint8)  # and memory shrinks
         source.frame_details = np.zeros(2048, np.uint32)

@@ -103,7 +103,7 @@ def test_threads_and_kernel_threads(play: Play) -> None:
 
 def test_space(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.SPACE, pid=42))
+        await screen.app.go(Place(ViewName.SPACE, pid=42))
         await screen.shows("worker PID 42", "root 0x1000", "3 VMAs")
         await screen.shows("0x7f0000400000", "1 MiB", "rw-p", "[heap]", "r-xp", "/bin/worker", "[stack]")
         if size[0] > 80:
@@ -117,7 +117,7 @@ def test_space(play: Play, size: tuple[int, int]) -> None:
 
 def test_space_of_a_kernel_thread(play: Play) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.SPACE, pid=2))
+        await screen.app.go(Place(ViewName.SPACE, pid=2))
         await screen.shows("a kernel thread has no address space of its own")
 
     play(script)
@@ -135,7 +135,7 @@ def test_next_task_skips_kernel_threads(play: Play) -> None:
 
 def test_walk(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000403123)))
+        await screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000403123)))
         await screen.shows("0x7f0000403123", "worker (42)", "[heap]")
         # The index bits, cut out by hand: PGD 254, PUD 0, PMD 2, PTE 3, offset 0x123.
         await screen.shows("0000000000000000 011111110 000000000 000000010 000000011 000100100011", "0x123")
@@ -150,12 +150,12 @@ def test_walk(play: Play, size: tuple[int, int]) -> None:
 
 def test_walk_that_faults(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000404000)))
+        await screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000404000)))
         await screen.shows("#PF with error code P=0: the PTE entry is not present")
         await screen.shows("the kernel would bring a page in")
         await screen.press("enter")  # leads nowhere
         assert screen.app.place.view is ViewName.WALK
-        screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x800000000000)))
+        await screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x800000000000)))
         await screen.shows("#GP(0)", "no page table was read at all")
 
     play(script, size)
@@ -163,7 +163,7 @@ def test_walk_that_faults(play: Play, size: tuple[int, int]) -> None:
 
 def test_walk_goes_from_page_to_page(play: Play) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000403123)))
+        await screen.app.go(Place(ViewName.WALK, pid=42, va=VirtAddr(0x7F0000403123)))
         await screen.shows("physical 0x5123")
         await screen.press("right")
         await screen.shows("0x7f0000404000", "not present")
@@ -179,7 +179,7 @@ def test_frames(play: Play, size: tuple[int, int]) -> None:
         await screen.shows(
             "4096 frames", "reserved", "1 MiB", "anonymous", "2 MiB", "page cache", "4 KiB", "DMA"
         )
-        screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0x777)))
+        await screen.app.go(Place(ViewName.FRAMES, pfn=Pfn(0x777)))
         await screen.shows("Normal")
         for _ in range(12):
             await screen.press("plus")
@@ -209,7 +209,7 @@ def test_frames_in_letters(play: Play) -> None:
 
 def test_page(play: Play, size: tuple[int, int]) -> None:
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x800)))
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x800)))
         await screen.shows("PFN 0x800", "anonymous", "uptodate", "lru", "_refcount", "_mapcount")
         await screen.shows(
             "struct anon_vma", "0xffff888000003000", "0xffff888000800000", "0xffffea0000020000"
@@ -233,7 +233,7 @@ def test_page_of_many_addresses_that_differ_in_cache_mode(play: Play, source: Fa
     source.vmap = ("UC-", 65536)
 
     async def script(screen: Screen) -> None:
-        screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x800)))
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(0x800)))
         await screen.shows("kernel: vmalloc, 4 KiB page, 65,536 times from there on")
         await screen.shows("UC-, WB", "its addresses differ in their cache attributes (PAT, PCD, PWT)")
 
@@ -294,7 +294,7 @@ def test_every_action_exists(play: Play) -> None:
         for view, actions in VIEWS.items():
             for action in actions:
                 name = action.action.split("(")[0]
-                assert hasattr(screen.app._views[view], f"action_{name}"), f"{view}: {name}"
+                assert hasattr(screen.app.view_of(view), f"action_{name}"), f"{view}: {name}"
         for action in GLOBAL:
             assert hasattr(screen.app, f"action_{action.action.split('(')[0]}"), action.action
 

@@ -73,6 +73,9 @@ class View(Vertical, Generic[Data]):
     def forget(self) -> None:
         """Draw that there is no data yet."""
 
+    def news(self) -> None:
+        """What the view follows, a trace or a lab, got on."""
+
     def focus_first(self) -> None:
         """Give the focus to what takes the arrow keys."""
 

@@ -26,11 +26,19 @@ _SHOWN = 1000  # lines kept of each command's output
 
 
 class RunCommand(Message):
-    """Run this in the guest; finished() wants the answer."""
+    """Run this in the guest; the console's finished() wants the answer."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, console: ConsoleView, command: str) -> None:
         super().__init__()
+        self.console = console
         self.command = command
+
+    def run(self, source: Source) -> Completed | InspectorError:
+        """Run it and give what came of it: for a worker thread of its own, since a command may take long."""
+        try:
+            return source.run(self.command)
+        except InspectorError as error:
+            return error
 
 
 class CommandInput(Input):
@@ -97,7 +105,7 @@ class ConsoleView(View[str]):
         if command:
             self.query_one(CommandInput).value = ""
             self._append(Text(f"$ {command}", f"bold {palette.ACCENT}"))
-            self.post_message(RunCommand(command))
+            self.post_message(RunCommand(self, command))
 
     def finished(self, answer: Completed | InspectorError) -> None:
         """Show what a command gave."""
@@ -116,11 +124,3 @@ class ConsoleView(View[str]):
     def _append(self, text: Text) -> None:
         self._output.append(text)
         self.query_one(RichLog).write(text)
-
-
-def run_command(source: Source, command: str) -> Completed | InspectorError:
-    """Run it and give back what came of it: for a worker thread of its own, since a command may take long."""
-    try:
-        return source.run(command)
-    except InspectorError as error:
-        return error
