@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from inspector import guest_modules, images, saving, symbols
+from inspector import guest_modules, images, symbols
 from inspector.arch import AddressSpace, PagingFormat, Walk, paging_of
 from inspector.errors import MachineError, UsageError
 from inspector.kernel import (
@@ -22,10 +23,14 @@ from inspector.linux import Linux
 from inspector.machine import Completed, CpuRegisters, ForeignMachine, LocalMachine, Machine, RunState
 from inspector.memory import JoinedRam, MappedRam, MirroredRam, RamBlock, RamPart
 from inspector.progress import SILENT, Reporter
-from inspector.snapshots import Snapshot, take
 from inspector.symbols import Kernel
-from inspector.trace import AllocationTrace, FaultKind, FaultTrace
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+
+# What only some ask for is imported when they do: nobody else waits for it.
+if TYPE_CHECKING:
+    from inspector import saving
+    from inspector.snapshots import Snapshot
+    from inspector.trace import AllocationTrace, FaultKind, FaultTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,8 @@ class Guest(Linux):
 
         Raises SymbolsError (the kernel cannot be traced), UsageError; NoSuchTask, MachineError as it begins.
         """
+        from inspector.trace import FaultTrace
+
         return FaultTrace(
             self.kernel,
             self.machine,
@@ -277,6 +284,8 @@ class Guest(Linux):
         See AllocationTrace. Raises SymbolsError (the kernel cannot be traced), NoSuchFrame, UsageError;
         NoSuchTask, MachineError as it begins.
         """
+        from inspector.trace import AllocationTrace
+
         return AllocationTrace(
             self.kernel, self.machine, target, pfn=pfn, limit=limit, children=children, step=step
         )
@@ -285,6 +294,8 @@ class Guest(Linux):
 
     def snapshot(self) -> Snapshot:
         """All of memory at one moment, as plain data: to compare, and to save. Raises CorruptGuest."""
+        from inspector.snapshots import take
+
         return take(self)
 
     # A copy of all memory
@@ -304,6 +315,8 @@ class Guest(Linux):
         packed by zlib (`level`: 1, fast, to 9) as makedumpfile does it. However it ends, there is a whole
         file or none. Raises UsageError (there is such a file, and no `overwrite`), SetupError (no room).
         """
+        from inspector import saving
+
         saving.check(Path(path), format, level, overwrite)
         with self.paused():
             saving.save(

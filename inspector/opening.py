@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inspector import images, machine, saving
+from inspector import images, machine
 from inspector.errors import UsageError
 from inspector.guest import Guest
 from inspector.machine import MachineConfig
 from inspector.machine.accel import AccelChoice
-from inspector.memory import core
 from inspector.progress import SILENT, Reporter
 from inspector.units import parse_size
 
@@ -97,6 +96,9 @@ def open(path: Path | str, *, vmlinux: Path | None = None, reporter: Reporter = 
     All that can be asked of a guest can be asked of it; it does not run. Raises UsageError (no such file),
     BadFormat (no image, cut short, corrupt, no Linux in it), SetupError (no room to unpack it).
     """
+    from inspector import saving  # knows all formats of memory images; who boots or attaches needs none
+    from inspector.memory import core
+
     image = core.open_image(Path(path), reporter)
     still = saving.still_machine(Path(path), image)
     try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector import labs
 from inspector.arch import Right
 from inspector.errors import InspectorError, KernelError, UsageError
 from inspector.guest import Guest, GuestInfo
@@ -18,8 +17,6 @@ from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.owners import Owner
 from inspector.kernel.slabs import SlabCache
 from inspector.kernel.tasks import Task
-from inspector.labs import Lab
-from inspector.labs.story import Event
 from inspector.machine import Completed, RunState
 from inspector.tui import readers
 from inspector.tui.density import FrameCounts, Resident
@@ -43,6 +40,10 @@ from inspector.tui.source import (
     WalkView,
 )
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
+
+if TYPE_CHECKING:
+    from inspector.labs import Lab
+    from inspector.labs.story import Event
 
 NEIGHBOURS = 512
 """Frames on either side of a page whose states are read with it."""
@@ -252,10 +253,14 @@ class GuestSource:
 
     def labs(self) -> tuple[Lab, ...]:
         """The labs that there are."""
+        from inspector import labs  # many modules, and most who look around play none
+
         return labs.LABS
 
     def tell(self, name: str) -> Generator[Event, str | None, None]:
         """Play a lab on the guest. Raises UsageError, MachineError, GuestDied."""
+        from inspector import labs
+
         return labs.run(labs.find(name), self._guest)
 
     def console(self, lines: int) -> str:

@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import Walk
 from inspector.errors import NoSuchFrame
-from inspector.kernel.memcg import MemoryGroup
 from inspector.kernel.owners import Owner
-from inspector.kernel.pages import Page
-from inspector.kernel.slabs import SlabCache
-from inspector.kernel.swap import SwapArea
-from inspector.kernel.vmalloc import VmallocArea
-from inspector.kernel.vmas import Vma
-from inspector.kernel.zones import Zone
-from inspector.labs import Lab
-from inspector.labs.story import Event
-from inspector.machine import Completed, RunState
-from inspector.snapshots import FrameDiff, Held, compare
-from inspector.trace import Fault, FaultKind
 from inspector.tui.density import FrameCounts, Resident
 from inspector.tui.dma import BufferKey, Devices
 from inspector.tui.places import Place
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
 if TYPE_CHECKING:
+    from inspector.arch import Walk
     from inspector.guest import Cpu, GuestInfo
+    from inspector.kernel.memcg import MemoryGroup
+    from inspector.kernel.pages import Page
+    from inspector.kernel.slabs import SlabCache
+    from inspector.kernel.swap import SwapArea
+    from inspector.kernel.vmalloc import VmallocArea
+    from inspector.kernel.vmas import Vma
+    from inspector.kernel.zones import Zone
+    from inspector.labs import Lab
+    from inspector.labs.story import Event
     from inspector.linux import FreeCounts
+    from inspector.machine import Completed, RunState
+    from inspector.snapshots import FrameDiff
+    from inspector.trace import Fault, FaultKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,8 @@ class Frames:
 
     def since(self, mark: Frames) -> Frames:
         """The same, with what changed hands since an earlier moment."""
+        from inspector.snapshots import Held, compare
+
         before, now = (Held(each.counts.states, each.details, each.labels) for each in (mark, self))
         return replace(self, changes=compare(before, now))
 
