@@ -13,6 +13,8 @@ from rich.text import Text
 
 from inspector.progress import Progress, Reporter
 
+_SOON = 0.2  # seconds: what is done by then needs no bar, and to draw one takes some of them
+
 
 def reporter() -> Reporter:
     """The Reporter that suits stderr."""
@@ -30,7 +32,7 @@ class LineReporter:
 
 
 class BarReporter:
-    """A bar a piece of work, gone when it is done; bytes and speed where its unit is B."""
+    """A bar a piece of work that lasts, gone when it is done; bytes and speed where its unit is B."""
 
     def __init__(self, console: Console) -> None:
         self._lock = threading.Lock()
@@ -51,7 +53,9 @@ class BarReporter:
         with self._lock:
             self._running += 1
             if self._running == 1:
-                self._bars.start()
+                self._soon = threading.Timer(_SOON, self._bars.start)
+                self._soon.daemon = True
+                self._soon.start()
         row = self._bars.add_task(title, total=total, unit=unit)
         try:
             yield _Bar(self._bars, row)
@@ -60,6 +64,8 @@ class BarReporter:
             with self._lock:
                 self._running -= 1
                 if not self._running:
+                    self._soon.cancel()
+                    self._soon.join()
                     self._bars.stop()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 
 import pytest
 from rich.console import Console
 
+from inspector.cli import progress as progresses
 from inspector.cli.progress import BarReporter, LineReporter, reporter
 
 
@@ -33,6 +35,7 @@ def test_bars_nest_and_go() -> None:
         outer.update(1 << 20)
         with reporter.task("Inner") as inner:
             inner.update(3)
+            _await_bars(reporter)
             reporter._bars.refresh()
             assert {task.description for task in reporter._bars.tasks} == {"Outer [b]", "Inner"}
         reporter._bars.refresh()
@@ -44,10 +47,33 @@ def test_bars_nest_and_go() -> None:
     assert reporter._bars.tasks == []
 
 
+def _await_bars(reporter: BarReporter) -> None:
+    for _ in range(1000):
+        if reporter._bars.live.is_started:
+            return
+        time.sleep(0.02)
+    raise AssertionError("there are no bars")
+
+
+def test_what_is_done_at_once_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progresses, "_SOON", 3600)
+    reporter, text = bars()
+    with reporter.task("Work", 2) as progress:
+        progress.update(1)
+    assert text.getvalue() == ""
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
 def test_bars_go_after_an_error() -> None:
     reporter, _ = bars()
-    with pytest.raises(KeyboardInterrupt), reporter.task("Work"):
-        raise KeyboardInterrupt
+
+    def work() -> None:
+        with reporter.task("Work"):
+            _await_bars(reporter)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert not reporter._bars.live.is_started
 
 
