@@ -33,6 +33,7 @@ _MAX_IMAGE = 256 << 20  # bytes of the image that are searched; a stock kernel h
 _PTI_USER_BIT = (
     1 << 12
 )  # page table isolation: the user half of a task's pair of PGDs (arch/x86/include/asm/pgtable.h)
+_PIECE = 1 << 16  # words that are searched at once: what fits into a cache
 _MAX_POINTERS = 1 << 20  # that are followed; a stock kernel has about 60,000
 _GATE = 16  # bytes of an IDT gate (SDM Vol. 3A, 6.14.1)
 _NOT_BOOTED = "is the guest still in its firmware, or not booted far enough?"
@@ -173,7 +174,9 @@ def _vmcoreinfo(space: AddressSpace, image: NDArray[np.void]) -> Vmcoreinfo:
             words = space.memory.array(pa, size).view("<u8")
         except OutsideRam as error:
             raise BadFormat(f"the kernel image is not in RAM: {error}") from error
-        candidates.append(words[words & np.uint64(page - 1 | 1 << 63) == np.uint64(1 << 63)])
+        for at in range(0, len(words), _PIECE):
+            piece = words[at : at + _PIECE]
+            candidates.append(piece[piece & np.uint64(page - 1 | 1 << 63) == np.uint64(1 << 63)])
     pages = np.concatenate(candidates)[:_MAX_POINTERS]
     heads, ok = space.gather(pages, _HEAD)
     for address in pages[ok & (heads == vmcoreinfo.MAGIC)].tolist():
