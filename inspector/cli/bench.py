@@ -16,6 +16,7 @@ from inspector.cli import bench_rows, output
 from inspector.cli.bench_drgn import NAME, Drgn, installed
 from inspector.cli.bench_memory import memory_rows
 from inspector.cli.bench_rows import FULL, QUICK, Effort, Row
+from inspector.cli.bench_screen import screen_row
 from inspector.cli.bench_states import state_rows
 from inspector.cli.bench_trace import trace_rows
 from inspector.cli.progress import reporter
@@ -69,6 +70,8 @@ def measure(kernel: str, effort: Effort, peer: bool, reporter: Reporter, missing
     with _boot(kernel, _SMALL, reporter) as guest, reporter.task("Tracing page faults"):
         rows += trace_rows(guest, effort)
     rows += state_rows(kernel, _SMALL, effort, reporter)
+    with reporter.task("Starting kmi, up to its first screen"):
+        rows.append(screen_row(kernel, _SMALL, effort))
     for size in _SIZES:
         with _boot(kernel, size, reporter) as guest:
             rows += _whole_memory(guest, vmlinux, effort, reporter)

@@ -22,7 +22,7 @@ def test_rows(host: Any) -> None:
     assert list(rows) == [
         *("attach_cold_512M", "attach_cold_8G", "attach_warm_512M", "attach_warm_8G", "run_true"),
         *whole[:5],
-        *("trace_faults", "trace_stops", "start", "restore"),
+        *("trace_faults", "trace_stops", "start", "restore", "screen"),
         *whole[5:],
         *("mappings", "walk", "zones_and_buddy"),
     ]
@@ -31,7 +31,7 @@ def test_rows(host: Any) -> None:
     assert all(row["ours_s"] > 0 for row in rows.values())
     assert "% against 512 MiB" in rows["attach_warm_8G"]["note"]
     assert [name for name, row in rows.items() if row["floor_s"]] == [
-        *("frames_512M", "snapshot_512M", "trace_stops"),
+        *("frames_512M", "snapshot_512M", "trace_stops", "screen"),
         *("frames_4G", "snapshot_4G", "frames_16G", "snapshot_16G", "mappings"),
     ]
     host.assert_clean()
