@@ -6,6 +6,7 @@ Loaded by its entry point in every run of pytest: what costs is imported when a 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from inspector.testing.spec import GuestSpec
 
 _CONSOLE = 30  # lines
+_ACCELS = ("auto", "kvm", "tcg")
 _GUESTS: pytest.StashKey[list[tuple[GuestSpec, Guest]]] = pytest.StashKey()
 _ASKED: pytest.StashKey[Asked] = pytest.StashKey()
 _KEPT: pytest.StashKey[Kept] = pytest.StashKey()
+_DEATH_TOLD: pytest.StashKey[bool] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,12 +47,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the marker known, and refuse options that make no sense."""
     config.addinivalue_line(
         "markers",
         "guest(kernel=, memory=, cpus=, la57=, append=, modules=, files=, warnings=): the guest that a test "
         "has; several kernels: the test runs on each",
     )
+    try:
+        _setting(config, "keep")
+    except (ValueError, pytest.UsageError) as error:  # the latter from pytest 9 on
+        raise pytest.UsageError(f"kmi_keep: {error}") from None
+    if (accel := _setting(config, "accel")) and accel not in _ACCELS:
+        raise pytest.UsageError(f"kmi_accel: there is no accelerator {accel!r}: give {', '.join(_ACCELS)}")
+    if any(config.getoption(f"--kmi-{name}") for name in ("kernel", "initrd")):
+        _check_files(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests want guests, settings are to make sense too."""
+    if any("kmi_kernel" in getattr(item, "fixturenames", ()) for item in items):
+        _check_files(config)
+
+
+def _check_files(config: pytest.Config) -> None:
+    from inspector.errors import InspectorError
+    from inspector.testing.spec import check_kernel
+
+    initrd = _setting(config, "initrd")
+    if initrd and not Path(initrd).is_file():
+        raise pytest.UsageError(f"kmi_initrd: there is no file {initrd}")
+    try:
+        for kernel in _kernels(config):
+            check_kernel(kernel)
+    except InspectorError as error:
+        raise pytest.UsageError(f"kmi_kernel: {error}") from None
 
 
 def _setting(config: pytest.Config, name: str) -> Any:
@@ -136,12 +167,12 @@ def fresh_guest(guest_factory: Callable[..., Guest]) -> Guest:
 
 
 def _spec(request: pytest.FixtureRequest, kernel: str, more: dict[str, Any]) -> GuestSpec:
-    from inspector.errors import UsageError
+    from inspector.errors import InspectorError
     from inspector.testing.spec import spec_of
 
     try:
         return spec_of(_said(request.node) | more, kernel, request.path.parent)
-    except UsageError as error:
+    except InspectorError as error:
         why = str(error)
     pytest.fail(why, pytrace=False)
 
@@ -174,7 +205,7 @@ def _lent(request: pytest.FixtureRequest, spec: GuestSpec, guest: Guest) -> Iter
         yield guest
     if _is_kept(request, guest):
         return
-    if not guest.machine.alive:
+    if not guest.machine.alive and not item.stash.get(_DEATH_TOLD, False):
         pytest.fail(f"the guest died during this test: {guest.state().reason}", pytrace=False)
     if log and not spec.warnings and (complaint := log.complaint()):
         pytest.fail(
@@ -199,8 +230,13 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A report of a failure has what its guests' consoles said, and the memory that was asked about."""
-    report = yield
     guests = item.stash.get(_GUESTS, [])
+    if call.excinfo and guests:
+        from inspector.errors import GuestDied
+
+        item.stash[_DEATH_TOLD] = isinstance(call.excinfo.value, GuestDied)
+        _hide_our_frames()
+    report = yield
     if not report.failed or not guests:
         return report
     for spec, guest in guests:
@@ -211,6 +247,18 @@ def pytest_runtest_makereport(
         report.sections.extend(item.stash[_ASKED].sections())
         _keep(item, guests[-1][1], report)
     return report
+
+
+def _hide_our_frames() -> None:
+    """An error of ours says what is wrong: its traceback ends in the test. Any other is shown whole."""
+    from inspector.errors import InspectorError
+
+    def told(error: pytest.ExceptionInfo[BaseException]) -> bool:
+        return isinstance(error.value, InspectorError)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("inspector."):
+            vars(module)["__tracebackhide__"] = told
 
 
 def _keep(item: pytest.Item, guest: Guest, report: pytest.TestReport) -> None:

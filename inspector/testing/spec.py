@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from inspector import images
 from inspector.errors import UsageError
+from inspector.images.manifest import manifest
 
 _MARKER = ("kernel", "memory", "cpus", "la57", "append", "modules", "files", "warnings")
 
@@ -41,11 +43,23 @@ def kernels_of(said: Mapping[str, Any], default: Sequence[str]) -> list[str]:
     return [kernels] if isinstance(kernels, str) else list(kernels)
 
 
+def check_kernel(kernel: str | Path) -> None:
+    """Raises UsageError where no kernel has that name, ImageError where the file is none."""
+    if isinstance(kernel, Path) or "/" in kernel:
+        images.own_kernel(Path(kernel))
+    elif not Path(kernel).is_file():
+        manifest().entry(kernel)
+
+
 def spec_of(said: Mapping[str, Any], kernel: str, folder: Path) -> GuestSpec:
-    """The guest that a marker's words stand for; paths are from the test's folder on. Raises UsageError."""
+    """The guest that a marker's words stand for; paths are from the test's folder on.
+
+    Raises UsageError, ImageError.
+    """
     if unknown := said.keys() - set(_MARKER):
         words = ", ".join(sorted(unknown))
         raise UsageError(f"a guest has no {words}; the marker takes {', '.join(_MARKER)}")
+    check_kernel(kernel)
     modules = said.get("modules", {})
     wanted = modules if isinstance(modules, Mapping) else {name: {} for name in modules}
     files = said.get("files", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +62,12 @@ class Pretended:
         self.complaint = ""
         self.did.append(f"restore {self.number}")
 
+    def run(self, command: str) -> None:
+        """As Guest: it dies of it."""
+        self.machine.alive = False
+        self.broken = True
+        raise GuestDied("the guest is gone: killed by signal 9")
+
     def close(self) -> None:
         """As Guest."""
         self.did.append(f"close {self.number}")
@@ -88,9 +95,10 @@ class Ran:
     """What a run of pytest came to; `did` are the doings of the pretended guests."""
 
     def __init__(self, result: pytest.RunResult, did: list[str]) -> None:
-        self.text, self.did = str(result.stdout), did
+        self.text, self.errors, self.did, self.ret = str(result.stdout), str(result.stderr), did, result.ret
         # The plugin is imported before: pytest warns that it cannot rewrite its assertions.
-        outcomes = {what.rstrip("s"): count for what, count in result.parseoutcomes().items()}
+        told = result.parseoutcomes() if result.ret != pytest.ExitCode.USAGE_ERROR else {}
+        outcomes = {what.rstrip("s"): count for what, count in told.items()}
         self.counts = {what: count for what, count in outcomes.items() if what != "warning"}
 
 
@@ -104,7 +112,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     booted: list[str] = []
 
     def boot(kernel: str, **options: Any) -> Pretended:
-        if kernel == "nowhere":
+        if options["memory"] == "1T":
             raise SetupError("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
         booted.append(kernel)
         return Pretended(did, len(booted), kernel, options)
@@ -238,6 +246,64 @@ def test_a_guest_that_dies_fails_the_test_and_is_replaced(run: Run) -> None:
     assert "the guest died during this test: dead: killed by signal 9" in there.text
 
 
+def test_a_death_is_told_once_and_the_report_ends_in_the_test(run: Run) -> None:
+    there = run(
+        "def test_dies(guest):\n    guest.run('reboot')\ndef test_after(guest): assert guest.number == 2\n"
+    )
+    assert there.counts == {"passed": 1, "failed": 1}, there.text
+    assert "GuestDied: the guest is gone: killed by signal 9" in there.text
+    assert "the guest died during this test" not in there.text
+
+
+def test_an_error_of_ours_is_told_without_our_own_lines(run: Run) -> None:
+    there = run(
+        "from inspector.units import parse_size\n"
+        "def test_it(guest):\n    parse_size('7 bananas')\n"
+        "def test_bug(guest):\n    parse_size(None)\n"
+    )
+    assert there.counts == {"failed": 2}
+    ours, bug = there.text.split("___ test_bug ___")
+    assert "UsageError: " in ours
+    assert "units.py" not in ours
+    assert "units.py" in bug  # what is no error of ours is a bug, and shown whole
+
+
+@pytest.mark.parametrize(
+    ("options", "ini", "why"),
+    [
+        (
+            ("--kmi-kernel=debian-9.9",),
+            "",
+            "kmi_kernel: no kernel named 'debian-9.9'; known are debian-5.10,",
+        ),
+        (("--kmi-kernel=debian-6.1,/no/bzImage",), "", "kmi_kernel: .*/no/bzImage"),
+        ((), "kmi_kernel = debian-9.9", "kmi_kernel: no kernel named 'debian-9.9'"),
+        (("--kmi-initrd=/no/initrd",), "", "kmi_initrd: there is no file /no/initrd"),
+        (("--kmi-accel=fast",), "", "kmi_accel: there is no accelerator 'fast': give auto, kvm, tcg"),
+        ((), "kmi_accel = fast", "kmi_accel: there is no accelerator 'fast': give auto, kvm, tcg"),
+        ((), "kmi_keep = perhaps", "kmi_keep: .*perhaps"),
+    ],
+)
+def test_options_that_make_no_sense(run: Run, options: tuple[str, ...], ini: str, why: str) -> None:
+    """One line, before any test, and the exit code of a wrong command line."""
+    there = run("def test_it(guest): pass\n", *options, ini=ini)
+    assert there.ret == pytest.ExitCode.USAGE_ERROR
+    assert re.search(f"^ERROR: {why}", there.errors, re.MULTILINE), there.errors
+    assert "Traceback" not in there.errors + there.text
+    assert not there.did
+
+
+def test_a_setting_that_no_test_wants_is_not_looked_at(run: Run) -> None:
+    there = run("def test_it(): pass\n", ini="kmi_kernel = debian-9.9")
+    assert there.counts == {"passed": 1}
+
+
+def test_a_kernel_of_the_markers_that_is_none(run: Run) -> None:
+    there = run("@pytest.mark.guest(kernel='/no/bzImage')\ndef test_it(guest): pass\n")
+    assert there.counts == {"error": 1}
+    assert "/no/bzImage" in there.text
+
+
 def test_a_failure_shows_the_console(run: Run) -> None:
     there = run("def test_it(guest): assert guest.number == 7\n")
     assert there.counts == {"failed": 1}
@@ -246,7 +312,7 @@ def test_a_failure_shows_the_console(run: Run) -> None:
 
 
 def test_what_is_missing_skips_and_fails_under_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = "@pytest.mark.guest(kernel='nowhere')\ndef test_it(guest): pass\n"
+    tests = "@pytest.mark.guest(memory='1T')\ndef test_it(guest): pass\n"
     there = run(tests)
     assert there.counts == {"skipped": 1}
     assert "qemu-system-x86_64 is missing" in there.text
