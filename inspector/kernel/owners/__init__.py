@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.owners import boot, files, kernel_memory, tables, users
+from inspector.kernel.owners import boot, files, kernel_memory, tables, users, variables
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import FRAME, Owner, Owners
 from inspector.kernel.owners.survey import Survey
@@ -25,5 +25,6 @@ def owners(kernel: Kernel) -> Owners:
     kernel_memory.paint_stacks(canvas, survey)
     users.paint(canvas, survey)
     files.paint(canvas)
+    variables.paint(canvas)
     boot.paint_zero_pages(canvas)
     return canvas.finished()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from inspector.errors import InspectorError
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
@@ -12,8 +14,6 @@ from inspector.kernel.zones import nodes
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
 
-# Hash tables that boot memory holds, and where 32 less their bits is kept (alloc_large_system_hash()).
-_BOOT_HASHES = {"dentry_hashtable": "d_hash_shift", "inode_hashtable": "i_hash_shift"}
 _RESERVED = (Owner.RESERVED,)
 
 
@@ -58,7 +58,7 @@ def _resources(canvas: Canvas) -> None:
 
 def _boot_memory(canvas: Canvas) -> None:
     """What was taken before there was a page allocator, as far as symbols lead to it."""
-    kernel, symbols = canvas.kernel, canvas.kernel.symbols
+    kernel = canvas.kernel
     text = kernel.symbol("_text")
     start = kernel.virt_to_phys(text)
     # _end itself need not be mapped.
@@ -71,12 +71,25 @@ def _boot_memory(canvas: Canvas) -> None:
         canvas.paint_run(start, start + node.type.size, Owner.RESERVED, "struct pglist_data", _RESERVED)
     if bounce := bounce_buffer(kernel):
         canvas.paint_run(bounce.start, bounce.end, Owner.RESERVED, "swiotlb", _RESERVED)
-    for table, shift in _BOOT_HASHES.items():
-        if table in symbols and shift in symbols and (at := kernel.word(table)):
-            bits = 32 - kernel.space.u32(kernel.symbol(shift))
-            phys = kernel.space.translate(VirtAddr(at))
-            if phys is not None and 0 < bits < 32:
-                canvas.paint_run(phys, phys + (kernel.pointer_size << bits), Owner.RESERVED, table, _RESERVED)
+    for at, size, label in _boot_tables(kernel):
+        phys = at - kernel.page_offset
+        if phys >= 0:
+            canvas.paint_run(phys, phys + size, Owner.RESERVED, label, _RESERVED)
+
+
+def _boot_tables(kernel: Kernel) -> Iterator[tuple[int, int, str]]:
+    """Address, bytes and name of tables that boot memory holds."""
+    symbols = kernel.symbols
+    if "dentry_hashtable" in symbols and "d_hash_shift" in symbols:
+        bits = 32 - kernel.space.u32(kernel.symbol("d_hash_shift"))  # fs/dcache.c takes the upper ones
+        if 0 < bits < 32:
+            yield kernel.word("dentry_hashtable"), kernel.pointer_size << bits, "dentry_hashtable"
+    if "inode_hashtable" in symbols and "i_hash_mask" in symbols:
+        entries = kernel.space.u32(kernel.symbol("i_hash_mask")) + 1
+        yield kernel.word("inode_hashtable"), entries * kernel.pointer_size, "inode_hashtable"
+    if "mem_section" in symbols:  # with 5 levels 2 MiB of pointers (mm/sparse.c)
+        size = kernel.vmcoreinfo.length("mem_section") * kernel.pointer_size
+        yield kernel.word("mem_section"), size, "mem_section"
 
 
 def _first_percpu_chunk(canvas: Canvas) -> None:
@@ -85,14 +98,18 @@ def _first_percpu_chunk(canvas: Canvas) -> None:
     if not all(name in symbols for name in ("pcpu_base_addr", "pcpu_unit_size", "pcpu_unit_offsets")):
         return
     base = kernel.word("pcpu_base_addr")
-    unit = kernel.space.u32(kernel.symbol("pcpu_unit_size"))
+    size = kernel.space.u32(kernel.symbol("pcpu_unit_size"))
+    chunk = kernel.word("pcpu_first_chunk") if "pcpu_first_chunk" in symbols else 0
+    if chunk:  # the dynamic part, which is the last: boot gave back the rest of each unit, and used it anew
+        dynamic = kernel.view("pcpu_chunk", VirtAddr(chunk))
+        end = dynamic.ptr("base_addr") + dynamic.int("nr_pages") * canvas.page_size
+        size = min(max(end - base, 0), size)
     offsets = kernel.word("pcpu_unit_offsets")
     for cpu in kernel.possible_cpus:
         start = base + kernel.space.u64(VirtAddr(offsets + cpu * kernel.pointer_size))
         phys = kernel.space.translate(VirtAddr(start & kernel.pointer_mask))
         if phys is not None:
-            # Boot gave back what a unit had no use for: that is not reserved.
-            canvas.paint_run(phys, phys + unit, Owner.PERCPU, f"CPU {cpu}", _RESERVED)
+            canvas.paint_run(phys, phys + size, Owner.PERCPU, f"CPU {cpu}", _RESERVED)
 
 
 def _huge_zero(kernel: Kernel, memmap: MemMap) -> PhysAddr | None:

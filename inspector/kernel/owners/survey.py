@@ -17,6 +17,10 @@ from inspector.symbols import Kernel
 from inspector.units import printable
 
 _COMM = 16  # TASK_COMM_LEN
+_KERNEL_MMS = (
+    "poking_mm",
+    "text_poke_mm",
+)  # to write code through (arch/x86/kernel/alternative.c): no task's
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,11 @@ class Survey:
         names = _names(kernel, every, pid, len(idle))
         leaders = np.flatnonzero((pid == tgid) & (mm != 0))
         leaders = leaders[leaders < len(threads)]
-        spaces, first = np.unique(mm[leaders], return_index=True)
+        mms, whose = mm[leaders], [names[place] for place in leaders.tolist()]
+        own = {symbol: kernel.word(symbol) for symbol in _KERNEL_MMS if symbol in kernel.symbols}
+        own = {symbol: at for symbol, at in own.items() if at}
+        spaces, first = np.unique(np.append(mms, np.array([*own.values()], np.uint64)), return_index=True)
+        whose += own
         (pgd,) = columns(kernel, "mm_struct", spaces, "pgd")
         roots = kernel.space.locate(pgd)[0]
         roots = np.concatenate((roots, user_roots(kernel, roots)))
@@ -65,7 +73,7 @@ class Survey:
             kernel=kernel,
             names=tuple(names),
             stacks=stack.astype(np.uint64),
-            spaces=tuple(names[place] for place in leaders[first].tolist()),
+            spaces=tuple(whose[place] for place in first.tolist()),
             user_leaves=user_leaves,
             user_tables=user_tables,
             kernel_tables=np.concatenate((tables, others)),

@@ -44,12 +44,14 @@ def _deposited(canvas: Canvas) -> None:
     every = canvas.owned(Owner.PAGE_TABLE)
     named = canvas.detail[every] != 0
     tables, unknown = every[named], every[~named].astype(np.uint64)
+    if not unknown.size:
+        return
     at = canvas.memmap.addresses(tables.astype(np.uint64)) + np.uint64(types.offsetof(kind, "pmd_huge_pte"))
     firsts, _ = kernel.space.gather(at, np.dtype(np.uint64))
     pages = canvas.memmap.addresses(unknown)
     places = np.searchsorted(pages, firsts)
     heads = np.flatnonzero((places < pages.size) & (pages[np.minimum(places, pages.size - 1)] == firsts))
-    if not pages.size or not heads.size:
+    if not heads.size:
         return
     following, _ = kernel.space.gather(pages + link, np.dtype(np.uint64))
     is_head = np.isin(pages, firsts[heads])

@@ -150,3 +150,63 @@ def test_the_remainder_is_small(boot_guest: Any) -> None:
     assert counts[Owner.UNMARKED] + nameless < 0.05 * in_use
     assert counts[Owner.ZERO_PAGE] == 1
     assert counts[Owner.MEMMAP] == (512 << 20) // _PAGE * 64 // _PAGE
+
+
+def hash_tables(log: str) -> dict[str, int]:
+    """Pages that alloc_large_system_hash() says it took from the direct map (mm/mm_init.c)."""
+    said = re.findall(
+        r"([\w][\w -]*?) hash table entries: \d+ \(order:? \d+, (\d+) bytes(?:, linear)?\)", log
+    )
+    return {name.strip(): -(-int(size) // _PAGE) for name, size in said}
+
+
+HASHES = {
+    "Dentry cache": ("dentry_hashtable",),
+    "Inode-cache": ("inode_hashtable",),
+    "Mount-cache": ("mount_hashtable",),
+    "Mountpoint-cache": ("mountpoint_hashtable",),
+    "futex": ("futex hash",),
+    "posixtimers": ("posix timers",),
+    "Dquot-cache": ("dquot_hash",),
+    "IP idents": ("ip_idents", "ip_tstamps"),
+    "tcp_listen_portaddr_hash": ("tcp_hashinfo.lhash2",),
+    "TCP established": ("tcp_hashinfo.ehash",),
+    "TCP bind": ("tcp_hashinfo.bhash", "tcp_hashinfo.bhash2"),
+    "MPTCP token": ("token_hash",),
+    "UDP": ("udp_table.hash", "udp_table.hash2", "udp_table.hash4"),
+    "UDP-Lite": ("udplite_table.hash", "udplite_table.hash2"),
+}
+
+
+def test_hash_tables(any_guest: Guest) -> None:
+    """Each is as large as the kernel said at boot."""
+    said = hash_tables(any_guest.run("dmesg").stdout)
+    owners = any_guest.owners()
+    found = owners.by_label(Owner.MARKED) | owners.by_label(Owner.RESERVED)
+    ours = {name: sum(found.get(label, 0) for label in labels) for name, labels in HASHES.items()}
+    known = said.keys() & HASHES.keys()
+    assert {"Dentry cache", "Inode-cache", "futex", "TCP established", "UDP"} <= known
+    wrong = {
+        name: (ours[name], said[name])
+        for name in known
+        # Boot memory need not begin with a page: it may then touch one more, which is its neighbour's too.
+        if not said[name] <= ours[name] <= said[name] + (name in ("Dentry cache", "Inode-cache"))
+    }
+    assert not wrong, f"(ours, dmesg's) in pages: {wrong}"
+
+
+def test_trace_buffers(any_guest: Guest) -> None:
+    """As many pages for each CPU as were asked for, and the reader's (kernel/trace/ring_buffer.c)."""
+    size = 1000  # KiB
+    header = 16  # of a page: its time and how much is in it
+    knob = "/sys/kernel/tracing/buffer_size_kb"
+    any_guest.run(f"mkdir -p /tmp/t; [ -e {knob} ] || mount -t tracefs none /sys/kernel/tracing").check()
+    before = any_guest.run(f"cut -d' ' -f1 {knob}").stdout.strip()
+    any_guest.run(f"echo {size} > {knob}").check()
+    try:
+        found = any_guest.owners().by_label(Owner.MARKED)
+    finally:
+        any_guest.run(f"echo {before} > {knob}").check()
+    pages = -(-size * 1024 // (_PAGE - header)) + 1
+    cpus = any_guest.kernel.online_cpus()
+    assert {cpu: found.get(f"trace buffer, CPU {cpu}") for cpu in cpus} == dict.fromkeys(cpus, pages)

@@ -1,0 +1,122 @@
+"""An answer is given again only while every byte that it was read from is as it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from inspector.kernel.recall import recall
+from inspector.symbols import Kernel
+from inspector.units import VirtAddr
+
+if TYPE_CHECKING:
+    from tests.unit.kernel.conftest import TinyKernel
+
+_HEAD, _OTHER = 0x5000, 0x6000
+
+
+@pytest.fixture
+def asked() -> list[tuple[int, ...]]:
+    return []
+
+
+def chain(kernel: Kernel, first: int, asked: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Follows pointers; notes that it was asked."""
+    found, at = [], first
+    while at:
+        found.append(at)
+        at = kernel.space.u64(VirtAddr(at))
+    asked.append(tuple(found))
+    return tuple(found)
+
+
+def test_the_same_bytes_are_not_read_anew(tiny: TinyKernel, asked: list[tuple[int, ...]]) -> None:
+    tiny.put(_HEAD, _HEAD + 0x40)
+    tiny.put(_HEAD + 0x40, 0)
+    assert [recall(tiny, chain, _HEAD, asked) for _ in range(3)] == [(_HEAD, _HEAD + 0x40)] * 3
+    assert len(asked) == 1
+    tiny.put(_HEAD + 8, 7)  # a word that nobody read
+    recall(tiny, chain, _HEAD, asked)
+    assert len(asked) == 1
+
+
+def test_a_change_is_seen(tiny: TinyKernel, asked: list[tuple[int, ...]]) -> None:
+    tiny.put(_HEAD, _HEAD + 0x40)
+    recall(tiny, chain, _HEAD, asked)
+    tiny.put(_HEAD + 0x40, _OTHER)  # the last of all that was read
+    assert recall(tiny, chain, _HEAD, asked) == (_HEAD, _HEAD + 0x40, _OTHER)
+    assert len(asked) == 2
+
+
+def test_another_mapping_of_the_same_address_is_seen(tiny: TinyKernel, asked: list[tuple[int, ...]]) -> None:
+    """Bytes are compared where they are mapped now."""
+    tiny.put(_HEAD, 0)
+    tiny.put(0x2000, 0x83 | 0)  # the 2 MiB page at 0 (SDM Vol. 3A, 4.5)
+    assert recall(tiny, chain, _HEAD, asked) == (_HEAD,)
+    tiny.put(0x3000, *[0] * 5, 0x8000 | 3)  # a PTE for 0x5000: page 0x8000
+    tiny.put(0x8000, 0)
+    tiny.put(0x2000, 0x3000 | 3)
+    tiny.space.flush()
+    assert recall(tiny, chain, _HEAD, asked) == (_HEAD,)
+    assert len(asked) == 1  # there too is a zero
+    tiny.put(0x8000, _HEAD + 8)
+    assert recall(tiny, chain, _HEAD, asked) == (_HEAD, _HEAD + 8)
+
+
+def test_other_arguments_are_another_question(tiny: TinyKernel, asked: list[tuple[int, ...]]) -> None:
+    assert recall(tiny, chain, _HEAD, asked) == (_HEAD,)
+    assert recall(tiny, chain, _OTHER, asked) == (_OTHER,)
+    assert len(asked) == 2
+
+
+def test_a_question_within_a_question(tiny: TinyKernel, asked: list[tuple[int, ...]]) -> None:
+    """What the inner one did not read again still counts for the outer one."""
+
+    def outer(kernel: Kernel) -> int:
+        return len(recall(kernel, chain, _HEAD, asked)) + kernel.space.u8(VirtAddr(_OTHER))
+
+    tiny.put(_HEAD, 0)
+    recall(tiny, chain, _HEAD, asked)
+    assert recall(tiny, outer) == 1
+    tiny.put(_HEAD, _HEAD + 0x40)
+    assert recall(tiny, outer) == 2
+    tiny.put(_OTHER, 5)
+    assert recall(tiny, outer) == 7
+
+
+def test_bulk_reads_count_too(tiny: TinyKernel) -> None:
+    def total(kernel: Kernel) -> int:
+        at = np.array([_HEAD, _OTHER + 4], np.uint64)
+        values, _ = kernel.space.gather(at, np.dtype(np.uint32))
+        return int(values.sum()) + int(kernel.space.array(VirtAddr(_HEAD + 0x800), 16).sum())
+
+    assert recall(tiny, total) == 0
+    for at, word, expected in ((_HEAD, 3, 3), (_OTHER, 2 << 32, 5), (_HEAD + 0x808, 1, 6)):
+        tiny.put(at, word)
+        assert recall(tiny, total) == expected
+
+
+def test_what_hangs_on_a_translation_is_not_kept(tiny: TinyKernel) -> None:
+    asked: list[int] = []
+
+    def where(kernel: Kernel) -> int | None:
+        asked.append(kernel.space.u8(VirtAddr(_HEAD)))
+        return kernel.space.translate(VirtAddr(_HEAD))
+
+    assert [recall(tiny, where) for _ in range(2)] == [_HEAD] * 2
+    assert len(asked) == 2
+
+
+def test_a_byte_that_changes_under_the_reader(tiny: TinyKernel) -> None:
+    """The guest may run: an answer whose bytes are others by now is not kept."""
+    asked: list[int] = []
+
+    def torn(kernel: Kernel) -> int:
+        found = kernel.space.u8(VirtAddr(_HEAD))
+        asked.append(found)
+        tiny.put(_HEAD, found + 1)
+        return found
+
+    assert [recall(tiny, torn) for _ in range(3)] == [0, 1, 2]
