@@ -32,6 +32,9 @@ class StillSpace(AddressSpace):
 
     def stretches(self, start: int, end: int) -> list[tuple[VirtAddr, PhysAddr, int]]:
         """What is mapped of [start, end): (address, physical address, bytes), contiguous in both."""
+        start, end = max(start, 0), min(end, 1 << 64)
+        if start >= end:
+            return []
         first = int(np.searchsorted(self._vas, U64.type(start), "right")) - 1
         last = int(np.searchsorted(self._vas, U64.type(end - 1), "right"))
         columns = (column[first:last].tolist() for column in (self._vas, self._pas, self._sizes))

@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import InspectorError
+from inspector.errors import CorruptGuest, InspectorError
 from inspector.kernel import dma
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
@@ -86,11 +86,16 @@ def _frames(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.int64], list
     memmap = MemMap(kernel)
     labels: dict[str, int] = {"": 0}
     pfns, which = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    leads = _leads(kernel)
-    for at, size, label in reversed(leads):  # of several that a frame is of, the first is painted last
+    room = 2 * memmap.end  # corrupt books may tell of more than there is
+    for at, size, label in reversed(
+        _leads(kernel)
+    ):  # of several that a frame is of, the first is painted last
         phys = at - kernel.page_offset  # pages of the direct map alone are contiguous
         if phys >= 0 and size > 0:
             first, last = phys // memmap.page_size, min(-(-(phys + size) // memmap.page_size), memmap.end)
+            room -= max(last - first, 0)
+            if room < 0:
+                raise CorruptGuest("the kernel's tables and buffers are larger than all of memory")
             pfns.append(np.arange(first, max(first, last), dtype=np.uint64))
             which.append(np.full(len(pfns[-1]), labels.setdefault(label, len(labels))))
     return np.concatenate(pfns), np.concatenate(which), list(labels)
@@ -146,7 +151,7 @@ def _pages(kernel: Kernel) -> Iterator[Lead]:
         if symbol in kernel.symbols and (at := kernel.word(symbol)) % page_size == 0:
             yield at, count * page_size, symbol
     if "espfix_pages" in kernel.symbols:
-        table, last = kernel.symbol("espfix_pages"), max(kernel.possible_cpus) // _ESPFIX_STACKS
+        table, last = kernel.symbol("espfix_pages"), max(kernel.possible_cpus, default=0) // _ESPFIX_STACKS
         for place in range(last + 1):
             yield (
                 kernel.space.pointer(VirtAddr(table + place * kernel.pointer_size)),

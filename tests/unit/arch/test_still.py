@@ -90,3 +90,12 @@ def test_nothing_mapped(tables: Tables) -> None:
     assert not ok.any()
     assert not values.any()
     assert still.stretches(0, 1 << 64) == []
+
+
+@pytest.mark.parametrize("start", [-8, -1 << 70, (1 << 64) - 4, 1 << 64, 1 << 70])
+def test_no_address(both: tuple[AddressSpace, StillSpace], start: int) -> None:
+    """What a corrupt pointer, less an offset or more a size, makes."""
+    _, still = both
+    assert still.translate(VirtAddr(start)) in (None, still.translate(VirtAddr((1 << 64) - 4)))
+    with pytest.raises(PageFault):
+        still.array(VirtAddr(start), 0x2000)
