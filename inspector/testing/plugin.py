@@ -59,7 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"kmi_keep: {error}") from None
     if (accel := _setting(config, "accel")) and accel not in _ACCELS:
         raise pytest.UsageError(f"kmi_accel: there is no accelerator {accel!r}: give {', '.join(_ACCELS)}")
-    if any(config.getoption(f"--kmi-{name}") for name in ("kernel", "initrd")):
+    files = ("kernel", "initrd")
+    said = any(config.getoption(f"--kmi-{name}") for name in files)
+    # The workers of pytest-xdist cannot refuse: they collect, and that would be their crash.
+    spread = getattr(config.option, "numprocesses", None)
+    if said or (spread and any(config.getini(f"kmi_{name}") for name in files)):
         _check_files(config)
 
 
