@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from inspector.errors import ImageError, SetupError
+from inspector.images import toolchain
 from inspector.images.apt import Apt, Package
 from inspector.images.cache import cache_dir, install, locked, require_space, scratch
 from inspector.images.kernels import KernelFiles
@@ -49,14 +50,15 @@ def _fetch(kernel: KernelFiles, folder: Path, reporter: Reporter) -> None:
         parts = _packages(apt, kernel)
         require_space(folder, sum(part.download_size + 2 * part.installed_size for part in parts))
         debs = [apt.download(part, folder, reporter) for part in parts]
-    with reporter.task(f"Unpacking the headers of {kernel.name}", len(debs) + 1) as progress:
-        for done, deb in enumerate(debs):
-            progress.update(done)
-            _run(
-                ["dpkg-deb", "--extract", str(deb), str(folder / "headers")], f"{deb.name} cannot be unpacked"
-            )
-        progress.update(len(debs))
-        build = _build_folder(folder / "headers", kernel)
+        made = folder / "headers"
+        with reporter.task(f"Unpacking the headers of {kernel.name}", len(debs)) as progress:
+            for done, deb in enumerate(debs):
+                progress.update(done)
+                _run(["dpkg-deb", "--extract", str(deb), str(made)], f"{deb.name} cannot be unpacked")
+        linked = tuple(name for part in parts for name in part.depends)
+        toolchain.fit_programs(made, linked, apt, folder, reporter)
+    with reporter.task(f"Fitting the headers of {kernel.name} to this machine"):
+        build = _build_folder(made, kernel)
         makefile = build / "Makefile"
         if not makefile.is_file():
             raise ImageError(f"the packages of headers for {kernel.release} hold no {makefile.name}")
@@ -65,6 +67,7 @@ def _fetch(kernel: KernelFiles, folder: Path, reporter: Reporter) -> None:
         # Debian's 6.1 packages lack what newer ones have.
         if not (build / "vmlinux").exists():
             _unpack_btf(kernel.bzimage, build / "vmlinux", folder)
+        toolchain.fit_configuration(build, toolchain.compiler(kernel))
 
 
 def _packages(apt: Apt, kernel: KernelFiles) -> list[Package]:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from inspector.errors import ImageError, SetupError, UsageError
-from inspector.images import headers
+from inspector.images import headers, toolchain
 from inspector.images.cache import cache_dir, install, locked, require_space, scratch
 from inspector.images.headers import fetch_headers
 from inspector.images.kernels import KernelFiles
@@ -83,7 +83,7 @@ def _named(folder: Path) -> tuple[str, list[Path]]:
 def _key(kernel: KernelFiles, sources: list[Path], compiler: str) -> str:
     """A name for all that goes into a module: the same inputs give the same name."""
     digest = hashlib.sha256(f"{kernel.release} {kernel.version} {compiler}\0".encode())
-    for path in [*sources, Path(__file__), Path(headers.__file__)]:
+    for path in [*sources, *map(Path, (__file__, headers.__file__, toolchain.__file__))]:
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     for command in ([compiler, "-dumpfullversion"], ["pahole", "--version"]):
         digest.update(subprocess.run(command, capture_output=True, check=False).stdout)
@@ -95,12 +95,10 @@ def _compiler(kernel: KernelFiles) -> str:
     for tool, package in _TOOLS.items():
         if not shutil.which(tool):
             raise SetupError(f"{tool} is missing, and modules cannot be built: apt-get install {package}")
-    config = kernel.config.read_text() if kernel.config and kernel.config.exists() else ""
-    named = re.search(r'^CONFIG_CC_VERSION_TEXT=".*?(gcc-\d+)', config, re.MULTILINE)
-    for compiler in (named[1] if named else "gcc", "gcc"):
-        if shutil.which(compiler):
-            return compiler
-    raise SetupError("gcc is missing, and modules cannot be built: apt-get install gcc")
+    compiler = toolchain.compiler(kernel)
+    if not shutil.which(compiler):
+        raise SetupError("gcc is missing, and modules cannot be built: apt-get install gcc")
+    return compiler
 
 
 def _build(name: str, sources: list[Path], tree: Path, work: Path, compiler: str) -> Path:

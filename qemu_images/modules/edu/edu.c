@@ -294,8 +294,9 @@ static int edu_move(struct edu_buffer *buffer, bool to_ram)
 static int edu_repeat(struct edu_buffer *buffer, u32 times)
 {
 	int error = 0;
+	u64 i;
 
-	for (u64 i = 0; i < 2 * (u64)times && !error; i++) {
+	for (i = 0; i < 2 * (u64)times && !error; i++) {
 		mutex_lock(&buffer->lock);
 		error = edu_move(buffer, i & 1) ?: edu_sync(buffer, false);
 		mutex_unlock(&buffer->lock);

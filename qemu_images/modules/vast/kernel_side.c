@@ -18,6 +18,7 @@
 
 struct vm_struct *(*vast_reserve)(unsigned long size, unsigned long flags);
 void (*vast_flush)(unsigned long start, unsigned long end);
+void (*vast_flush_cpu)(void);	/* __flush_tlb_all(), which newer kernels export to KVM alone */
 struct mm_struct *vast_mm;	/* init_mm */
 
 /* The fault that is just being handed on, with interrupts disabled. */
@@ -98,8 +99,9 @@ int vast_look_up(void)
 	unregister_kprobe(&probe);
 	vast_reserve = (void *)look_up("get_vm_area");
 	vast_flush = (void *)look_up("flush_tlb_kernel_range");
+	vast_flush_cpu = (void *)look_up("__flush_tlb_all");
 	vast_mm = (void *)look_up("init_mm");
-	return vast_reserve && vast_flush && vast_mm ? 0 : -ENOENT;
+	return vast_reserve && vast_flush && vast_flush_cpu && vast_mm ? 0 : -ENOENT;
 }
 
 int vast_hook(void)

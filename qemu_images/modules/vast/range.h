@@ -63,6 +63,7 @@ extern struct vast vast;
 /* What no module may call by name: see kernel_side.c. */
 extern struct vm_struct *(*vast_reserve)(unsigned long size, unsigned long flags);
 extern void (*vast_flush)(unsigned long start, unsigned long end);
+extern void (*vast_flush_cpu)(void);
 extern struct mm_struct *vast_mm;
 
 static inline unsigned long vast_index(unsigned long address)

@@ -18,9 +18,36 @@
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 #include <asm/pgalloc.h>
-#include <asm/tlbflush.h>
 
 #include "range.h"
+
+#ifdef HAVE_PTDESC_CLEAR_KERNEL
+/*
+ * What is marked as the kernel's is freed by a worker, when IOMMUs have been told; no module can
+ * ask it to (pagetable_free_kernel(), with CONFIG_ASYNC_KERNEL_PGTABLE_FREE).
+ */
+static void vast_free_table(void *table)
+{
+	struct ptdesc *ptdesc = virt_to_ptdesc(table);
+
+	pagetable_dtor(ptdesc);
+	ptdesc_clear_kernel(ptdesc);
+	__pagetable_free(ptdesc);
+}
+
+#define vast_free_ptes vast_free_table
+#define vast_free_pmds vast_free_table
+#else
+static void vast_free_ptes(pte_t *ptes)
+{
+	pte_free_kernel(vast_mm, ptes);
+}
+
+static void vast_free_pmds(pmd_t *pmds)
+{
+	pmd_free(vast_mm, pmds);
+}
+#endif
 
 static int vast_set_pte(pte_t *pte, unsigned long address, void *data)
 {
@@ -65,7 +92,7 @@ int vast_map(unsigned long address, struct page *page)
 
 static void vast_flush_all(void *unused)
 {
-	__flush_tlb_all();	/* all PCIDs, global entries and paging-structure caches */
+	vast_flush_cpu();	/* all PCIDs, global entries and paging-structure caches */
 }
 
 static bool vast_all_clear(const void *table)
@@ -91,10 +118,10 @@ static bool vast_drop_tables(unsigned long address)
 	on_each_cpu(vast_flush_all, NULL, 1);
 	mmap_write_unlock(vast_mm);
 
-	pte_free_kernel(vast_mm, ptes);
+	vast_free_ptes(ptes);
 	vast.tables--;
 	if (both) {
-		pmd_free(vast_mm, pmds);
+		vast_free_pmds(pmds);
 		mm_dec_nr_pmds(vast_mm);
 	}
 	return true;
@@ -103,7 +130,8 @@ static bool vast_drop_tables(unsigned long address)
 /* Afterwards no CPU reaches the page at this address. It must be mapped. */
 void vast_unmap(unsigned long address)
 {
-	apply_to_existing_page_range(vast_mm, address, PAGE_SIZE, vast_set_pte, NULL);
+	/* The table is there: it adds none. */
+	apply_to_page_range(vast_mm, address, PAGE_SIZE, vast_set_pte, NULL);
 	if (!vast_drop_tables(address))
 		vast_flush(address, address + PAGE_SIZE);
 }

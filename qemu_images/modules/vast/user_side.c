@@ -19,6 +19,18 @@ static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
 }
 #endif
 
+#ifndef HAVE_IS_COW_MAPPING	/* until commit 97a7e4733b9b (5.12) for others than mm/ */
+static inline bool is_cow_mapping(vm_flags_t flags)
+{
+	return (flags & (VM_SHARED | VM_MAYWRITE)) == VM_MAYWRITE;
+}
+#endif
+
+#ifndef HAVE_FAULT_IN_READABLE	/* until commit bb523b406c84 (5.16) */
+#define fault_in_readable fault_in_pages_readable
+#define fault_in_writeable fault_in_pages_writeable
+#endif
+
 /* Under mmap_lock or the VMA's. The entry is in place before our lock is let go: see eviction. */
 static vm_fault_t vast_user_fault(struct vm_fault *vmf)
 {

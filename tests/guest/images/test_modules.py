@@ -146,8 +146,8 @@ def checkpatch() -> Path:
 
 def complaints(checkpatch: Path, *sources: Path) -> list[str]:
     """What the script has against files, by its own words; it says nothing else."""
-    command = ["perl", checkpatch, "--no-tree", "--strict", "--terse", "--no-summary", "-f", *sources]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["perl", str(checkpatch), "--no-tree", "--strict", "--terse", "--no-summary", "-f"]
+    result = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, check=False)
     assert not result.stderr
     assert bool(result.returncode) == bool(result.stdout)
     return result.stdout.splitlines()
