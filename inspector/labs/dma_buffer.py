@@ -47,6 +47,7 @@ def story(stage: Stage) -> Story:
     """Take the five, use them; reclaim, compact, migrate; use them again, and let go."""
     actor, guest = stage.actor, stage.guest
     stage.load("edu", mask=32)
+    stage.require_type("struct edu_buffer")  # the driver's book of its buffers
     engine = Engine(stage)
     yield Step(
         "Five buffers",

@@ -88,7 +88,7 @@ def _charged(desk: Desk) -> Generator[Event, str | None, Loan]:
     path, inode = desk.group()
     hint = "" if path != "/" else "the root cgroup is charged for nothing: is the program in one of its own?"
     desk.open("free", "page")
-    rss, start = desk.rss(), desk.charged()
+    start, rss = desk.charged_at_rest(), desk.rss()
     free = desk.take("free", "page", _MANY)
     without = desk.charged()
     paid = desk.take("page", "page", _MANY, ACCOUNT)
@@ -230,7 +230,7 @@ def _given_back(
          "close() leads to the driver's release(). It frees the pages, and ends the charge."),
     )  # fmt: skip
     mapped, frame = desk.counts(number, page), desk.frame(page)
-    paying = desk.charged()
+    paying = desk.charged_at_rest()
     with guest.trace_allocations(actor.pid, pfn=page.frames[0]) as trace:
         actor.unmap(page.va, 1)
     early = list(trace)

@@ -33,6 +33,7 @@ _KINDS = "pf", "io", "mm", "dc"  # VM_PFNMAP, VM_IO, VM_MIXEDMAP, VM_DONTCOPY
 _NOWHERE = VirtAddr(0)
 _WORD = 8  # bytes a frame in /proc/kpage*
 _BLOCK = 4096
+_CHANGES, _TRIES = 256, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Desk:
         """Loads the module. Raises LabFailed."""
         self.stage, self.actor, self.guest = stage, stage.actor, stage.guest
         stage.load("lender")
+        stage.require_type("enum lender_way")
         self._ways = stage.guest.kernel.types.enum("lender_way")
 
     # Loans
@@ -141,6 +143,22 @@ class Desk:
         text = self.guest.run(f"cat {folder}/cpu.stat >/dev/null; cat {folder}/memory.stat").check().stdout
         found = re.search(r"^kernel (\d+)$", text, re.MULTILINE)
         return int(found[1]) // 1024 if found else 0
+
+    def charged_at_rest(self) -> int:
+        """The same, once what has ended is no longer in it: that is freed after an RCU grace period."""
+        before = -1
+        for _ in range(_TRIES):
+            # Few changes are read out only every two seconds, from Linux 6.16 on also where cpu.stat is
+            # read (memcg_vmstats_needs_flush(), mm/memcontrol.c): so there shall be many.
+            start = self.actor.map("many", _CHANGES)
+            self.actor.touch(start, _CHANGES)
+            self.actor.unmap(start, _CHANGES)
+            now = self.charged()
+            if now == before:
+                break
+            before = now
+            self.guest.run("sleep 0.3").check()
+        return before
 
     def vm_flags(self, *loans: Loan) -> str:
         """Of each one's mapping the VmFlags in /proc/PID/smaps that tell its kind: `pf, io pf, none`."""

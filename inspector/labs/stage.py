@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from inspector.errors import LabFailed, MachineError, NoSuchFrame, NoSuchTask
+from inspector.errors import LabFailed, MachineError, NoSuchFrame, NoSuchTask, NoSuchType
 from inspector.guest import Guest
 from inspector.guest_modules import Parameter
 from inspector.kernel import ptes
@@ -82,6 +82,15 @@ class Stage:
             raise LabFailed(str(error)) from error
         self._loaded.append(name)
         return module
+
+    def require_type(self, name: str) -> None:
+        """Raises LabFailed where a type of a module that is loaded cannot be read from memory."""
+        try:
+            self.guest.kernel.types.find(name)
+        except NoSuchType as error:
+            raise LabFailed(
+                f"{error}: it keeps no types of its modules (CONFIG_DEBUG_INFO_BTF_MODULES, from Linux 5.11)"
+            ) from error
 
     def unload(self, name: str) -> None:
         """Unload it before the end."""

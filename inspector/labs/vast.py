@@ -44,6 +44,7 @@ class Range:
         """Loads the module. Raises LabFailed."""
         self.stage, self.guest, self.actor = stage, stage.guest, stage.actor
         stage.load("vast", gib=gib, frames=frames)
+        stage.require_type("struct vast")
         found = self.area(gib)
         if found is None:
             raise LabFailed(f"no area of {gib} GiB is in use: is there so much room for vmalloc?")
