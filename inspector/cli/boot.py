@@ -12,6 +12,7 @@ from inspector.cli.options import GuestOptions, boot_options, opened
 from inspector.cli.output import examples
 from inspector.errors import GuestDied
 from inspector.machine import LocalMachine
+from inspector.machine.names import check_name
 
 _USE = """\
 {name} is open: {what}. From another terminal:
@@ -33,6 +34,7 @@ def boot(name: str, options: GuestOptions) -> None:
 
     Without a terminal it stays until a signal ends it, or the guest ends.
     """
+    check_name(name)  # an empty one too, which to boot() is none
     with opened(options, name) as opening:
         guest = opening.guest
         assert isinstance(guest.machine, LocalMachine)

@@ -38,4 +38,5 @@ def save(path: Path, format: saving.Format, level: int, overwrite: bool, options
     with opened(options) as opening:
         opening.guest.save(path, **how, reporter=reporter())
     status = path.stat()
-    print(f"{path}: {format_size(status.st_size)}, {format_size(status.st_blocks * 512)} on disk")
+    sizes = dict.fromkeys((format_size(status.st_size), f"{format_size(status.st_blocks * 512)}"))
+    print(f"{path}: {', '.join(sizes)}{' on disk' if len(sizes) > 1 else ''}")

@@ -314,7 +314,7 @@ def connect(name: str) -> RemoteMachine:
     guests = open_guests()
     if name not in guests:
         known = (
-            f"open are: {', '.join(sorted(guests))}"
+            f"open are {', '.join(sorted(guests))}"
             if guests
             else "none is; `kmi boot --name NAME` opens one"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -32,6 +33,7 @@ from inspector.units import VirtAddr
 _WAIT = 0.2  # seconds between looks whether the task lives and the trace goes on
 _START = 30.0  # seconds for a command to get ready
 _FOR_EVER = 1e9
+_PLAIN = re.compile(r"[\w./+][\w./+-]*")  # a program's name in which a shell reads nothing else
 _LONGEST_INSTRUCTION = 15  # SDM vol. 2, 2.3.11
 
 Record = TypeVar("Record")
@@ -109,6 +111,7 @@ class Trace(ABC, Generic[Record]):
         """Begin. Raises NoSuchTask, UsageError (a kernel thread), GdbError, MachineError, GuestDied."""
         command = isinstance(self._target, str)
         if command:
+            self._check_program(str(self._target))
             self.pid = self._machine.spawn(f"kill -STOP $$; exec {self._target}")
             self._await_stopped()
         try:
@@ -130,6 +133,12 @@ class Trace(ABC, Generic[Record]):
         """Let the command go on."""
         with suppress(InspectorError) if self._step else nullcontext():
             self._machine.run(f"kill -CONT {self.pid}", timeout).check()
+
+    def _check_program(self, command: str) -> None:
+        """Raises UsageError where the guest has no such program: the trace were one of a shell's end."""
+        program = (command.split(maxsplit=1) or [""])[0]
+        if _PLAIN.fullmatch(program) and self._machine.run(f"command -v {program}").returncode:
+            raise UsageError(f"the guest has no program {program}")
 
     def _await_stopped(self) -> None:
         """Until the shell that is to become the command has stopped itself."""

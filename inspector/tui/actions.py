@@ -40,7 +40,7 @@ GLOBAL = (
     Action("view('vmalloc')", "8,f8", "Vmalloc: areas contiguous in virtual addresses only"),
     Action("view('swap')", "9,f9", "Swap: areas, and who is swapped out"),
     Action("view('memory')", "0,f10", "Memory: the lines of /proc/meminfo, and memory cgroups"),
-    Action("view('devices')", "D", "Devices: PCI devices, what memory they reach, their buffers in it"),
+    Action("view('devices')", "D", "Devices: PCI devices, what they reach, their buffers"),
     Action("view('console')", "c,f11", "Console: what the guest says; run a command in it"),
     Action("view('faults')", "F,f12", "Faults: page faults of a task, one by one as they happen"),
     Action("view('labs')", "L", "Labs: small demonstrations on this guest, step by step"),

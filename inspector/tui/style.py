@@ -38,6 +38,7 @@ PageScreen VirtualTable { height: auto; max-height: 8; }
 .-huge PageScreen #page-right { width: 76; margin-left: 3; }
 
 .-tall #faults-summary { text-wrap: wrap; }
+#faults-summary.-error { text-wrap: wrap; height: auto; max-height: 4; }
 FaultsView VirtualTable { min-height: 4; }
 .-tall FaultsView FaultStrip, .-tall FaultsView VirtualTable { margin-bottom: 1; }
 

@@ -45,6 +45,11 @@ class Teller:
         return self._play.answers if self._play else ()
 
     @property
+    def error(self) -> str:
+        """Why the lab could not be played, or not to its end; empty where it could."""
+        return self._play.error if self._play else ""
+
+    @property
     def busy(self) -> bool:
         """Whether the guest is at work, and the next event still to come."""
         return self._play is not None and self._play.busy
@@ -95,6 +100,7 @@ class _Play:
         self._inbox: queue.SimpleQueue[str | _End | None] = queue.SimpleQueue()
         self.events: tuple[Event, ...] = ()
         self.answers: tuple[str, ...] = ()
+        self.error = ""
         self.busy = True
         self.over = False
         self._thread = threading.Thread(target=self._run, name="kmi-teller", daemon=True)
@@ -119,10 +125,10 @@ class _Play:
                 self._before = None
             self._tell()
         except InspectorError as error:
-            self._add(Ending(False, str(error)))
+            self.error = str(error)
         except Exception as error:
-            self._add(Ending(False, f"internal error: {type(error).__name__}: {error}"))
-        self.over = True
+            self.error = f"internal error: {type(error).__name__}: {error}"
+        self.busy, self.over = False, True
         self._post(Told())
 
     def _tell(self) -> None:

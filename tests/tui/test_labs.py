@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from inspector.errors import MachineError
 from inspector.kernel.vmas import Vma
 from inspector.labs.story import (
     AliasesShown,
@@ -84,6 +85,22 @@ def test_what_is_not_as_it_was_said(play: Play, source: FakeSource) -> None:
         )
 
     play(script, (120, 40))
+
+
+def test_a_lab_that_cannot_be_played(play: Play, source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> NoReturn:
+        raise MachineError("no agent of ours is in it to run commands or take files")
+
+    monkeypatch.setattr(source, "tell", refuse)
+
+    async def script(screen: Screen) -> None:
+        await screen.press("L", "enter")
+        text = await screen.shows("✖ This lab cannot be played here.", "no agent of ours", "Esc leads back")
+        assert "Not as expected" not in text
+        await screen.press("enter", "escape")
+        assert "failed" not in await screen.shows("first-touch", "What about second-sight?")
+
+    play(script)
 
 
 def test_keys_do_not_wait_for_the_guest(play: Play, source: FakeSource) -> None:

@@ -182,7 +182,9 @@ class FaultsView(ListView[Traceable, Fault]):
             for kind, count in progress.counts:
                 text.append(f"  {kind.name.lower()} ", kind_color(kind)).append(str(count))
             text.append(f"  others' {progress.others}", palette.DIM)
-        self.query_one("#faults-summary", Static).update(text)
+        summary = self.query_one("#faults-summary", Static)
+        summary.set_class(bool(progress.error), "-error")
+        summary.update(text)
 
     # What keys do
 

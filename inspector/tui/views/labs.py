@@ -142,7 +142,9 @@ class LabsView(ListView[tuple[Lab, ...], Lab]):
             self._outcomes[self.lab] = told[-1].passed
         elif self._rest and told and not self._teller.question:
             self._teller.go()
-        self.query_one(StoryText).show(told if self.lab is not None else (), self._teller.answers)
+        self.query_one(StoryText).show(
+            told if self.lab is not None else (), self._teller.answers, self._teller.error
+        )
         self._draw()
         self.call_after_refresh(self.query_one(StoryBody).scroll_end, animate=False)
         if self.display:
@@ -177,6 +179,8 @@ class LabsView(ListView[tuple[Lab, ...], Lab]):
             return Text("◌ at work in the guest…", palette.WARN)
         if question := self._teller.question:
             return Text(f"⏎ answers · {question.help}", palette.DIM)
+        if self._teller.error:
+            return Text("Esc leads back to the list", palette.DIM)
         match last:
             case Ending():
                 return Text("Esc leads back to the list", palette.DIM)

@@ -51,11 +51,13 @@ class Facts(Drawing):
             ("KPTI", "on" if info.page_table_isolation else "off"),
             ("CPUs", str(info.cpus)),
             ("memory", format_size(info.memory)),
-            (info.accel, self._why),
+            *zip((info.accel, ""), self._why.split("; ", 1), strict=False),
         )
         used = 0
         for name, value in items:
-            item = Text.assemble((f" {name} ", palette.DIM), (f"{value} ", f"bold {palette.FOREGROUND}"))
+            item = Text.assemble(
+                (f" {name} " if name else " ", palette.DIM), (f"{value} ", f"bold {palette.FOREGROUND}")
+            )
             if used and used + item.cell_len > width:
                 text.append("\n")
                 used = 0

@@ -49,17 +49,19 @@ class StoryText(Drawing):
         super().__init__(id="story-text")
         self._events: Sequence[Event] = ()
         self._answers: Sequence[str] = ()
+        self._error = ""
         self._drawn: tuple[int, Text] | None = None
 
-    def show(self, events: Sequence[Event], answers: Sequence[str]) -> None:
-        """The story up to now, and what the reader answered to each question."""
-        self._events, self._answers, self._drawn = events, answers, None
+    def show(self, events: Sequence[Event], answers: Sequence[str], error: str = "") -> None:
+        """The story up to now, what the reader answered to each question, and why it goes on no more."""
+        self._events, self._answers, self._error, self._drawn = events, answers, error, None
         self.redraw()
 
     def draw(self, width: int) -> Text:
         """Event below event."""
         if self._drawn is None or self._drawn[0] != width:
-            self._drawn = width, Text("\n").join(_cut(story(self._events, self._answers, width), width))
+            lines = [*story(self._events, self._answers, width), *_broken(self._error, width)]
+            self._drawn = width, Text("\n").join(_cut(lines, width))
         return self._drawn[1]
 
 
@@ -94,6 +96,12 @@ def story(events: Sequence[Event], answers: Sequence[str], width: int) -> Iterat
                 mark = "✔ As expected." if passed else "✖ Not as expected."
                 yield Text(mark, f"bold {palette.GOOD if passed else palette.BAD}")
                 yield from _wrapped(printable(words), width, f"bold {palette.FOREGROUND}")
+
+
+def _broken(error: str, width: int) -> Iterator[Text]:
+    if error:
+        yield Text("✖ This lab cannot be played here.", f"bold {palette.BAD}")
+        yield from _wrapped(printable(error), width, f"bold {palette.FOREGROUND}")
 
 
 def _wrapped(text: str, width: int, style: str, indent: str = "", first: str | None = None) -> Iterator[Text]:
