@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from inspector.errors import UsageError
 from inspector.guest import Guest
 from inspector.kernel.owners import Owner
+from inspector.kernel.pageflags import flag_bits
 from inspector.kernel.pages import Page
 from inspector.snapshots.leaks import runs
+from inspector.symbols import Kernel
 from inspector.testing import drawing
 from inspector.testing.claims import Claims, block
 from inspector.testing.places import Where, frames, name_of, size_of
 from inspector.units import Pfn, VirtAddr, format_size
+
+_STATES = ("clear", "set")
+_MEANT = ("swapcache", "anon_exclusive")  # of bits that bear another name on other pages
 
 
 def page(
@@ -42,6 +47,7 @@ def page(
     """
     __tracebackhide__ = True
     wanted = None if owner is None else _owner(owner)
+    named = _flags(guest.kernel, flags or "")
     with guest.still():
         found = guest.page(pfn)
         claims = Claims(f"PFN {pfn:#x}")
@@ -49,10 +55,9 @@ def page(
             claims.equal("owner", wanted.words, found.owner.words)
         if label is not None:
             claims.holds("label", fnmatchcase(found.owner_label, label), label, found.owner_label or "none")
-        for flag in (flags or "").split():
-            name, clear = flag.removeprefix("!"), flag.startswith("!")
+        for name, expected_set in named.items():
             there = name in found.flag_names
-            claims.equal(f"flag {name}", "clear" if clear else "set", "set" if there else "clear")
+            claims.equal(f"flag {name}", _STATES[expected_set], _STATES[there])
         numbers = {"refcount": refcount, "mapcount": mapcount, "order": order}
         for name, expected in (numbers | {"migratetype": migratetype, "zone": zone}).items():
             if expected is not None:
@@ -68,10 +73,24 @@ def _owner(name: Owner | str) -> Owner:
         return name
     known = {owner.words: owner for owner in Owner}
     wanted = name.lower().replace("_", " ")
-    if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, 1)
-        raise UsageError(f"no owner {name!r}; {f'did you mean {near[0]!r}' if near else ', '.join(known)}")
+    _check("owner", wanted, known)
     return known[wanted]
+
+
+def _flags(kernel: Kernel, said: str) -> dict[str, bool]:
+    """Names of flags, and whether they are to be set: a name that no flag has would always be clear."""
+    named = {flag.removeprefix("!"): not flag.startswith("!") for flag in said.split()}
+    known = {*flag_bits(kernel), *_MEANT} if named else ()
+    for name in named:
+        _check("page flag", name, known)
+    return named
+
+
+def _check(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        rest = f"did you mean {near[0]!r}" if near else ", ".join(sorted(known))
+        raise UsageError(f"no {what} {name!r}; {rest}")
 
 
 def contiguous(

@@ -33,9 +33,12 @@ def mapping(
 
     `where` is a task, or the guest for an address of the kernel. `size` is the page's, in bytes or like `2M`;
     `rights` like `rw-`, what all levels together grant; `cache` the memory type: `WB`, `WC`, `UC-`, `UC`.
-    Raises Unexpected.
+    Raises Unexpected, UsageError.
     """
     __tracebackhide__ = True
+    modes = cache_modes(where.kernel)
+    if cache is not None and cache not in modes:
+        raise UsageError(f"no memory type {cache!r}: this guest's PAT has {', '.join(dict.fromkeys(modes))}")
     walk = _walk(where, va)
     claims = Claims(f"{va:#x} in {name_of(where)}")
     claims.holds("a page", walk.phys is not None, "present", "not present")
@@ -49,7 +52,7 @@ def mapping(
         if user is not None:
             claims.equal("reach", _reach(user), _reach(walk.user))
         if cache is not None:
-            claims.equal("memory type", cache, cache_modes(where.kernel)[walk.memory_type or 0])
+            claims.equal("memory type", cache, modes[walk.memory_type or 0])
     claims.check(lambda: drawing.walk_text(walk))
     return walk
 
@@ -95,7 +98,11 @@ def resident(task: Task, va: VirtAddr, *, pages: int | None = None, swapped: int
         claims.equal("pages present", pages, int(row["rss"]) // step)
     if swapped is not None:
         claims.equal("pages swapped out", swapped, int(row["swap"]) // step)
-    claims.check(lambda: f"{vma.start:#x}-{vma.end:#x} {vma.permissions} {vma.name}, {format_size(vma.size)}")
+    claims.check(
+        lambda: (
+            f"{vma.start:#x}-{vma.end:#x} {vma.permissions} {vma.name or '[anon]'}, {format_size(vma.size)}"
+        )
+    )
     return vma
 
 
@@ -110,7 +117,7 @@ def huge(where: Where, va: VirtAddr, size: int | str) -> None:
     ends = np.minimum(rows["va"] + rows["size"], np.uint64(end))
     covered = (ends - starts)[rows["size"] > small]
     claims = Claims(f"{format_size(end - va)} at {va:#x} in {name_of(where)}")
-    claims.equal("in huge pages", format_size(end - va), format_size(int(covered.sum())))
+    claims.equal("not in huge pages", "0 B", format_size(end - va - int(covered.sum())))
     claims.check(
         lambda: (
             "\n".join(

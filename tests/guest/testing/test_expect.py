@@ -76,6 +76,8 @@ def test_page(guest: Guest, actor: Actor, page: VirtAddr) -> None:
     assert lines(said, f"{page:#x}", f"actor ({actor.pid})")  # who maps it
     with pytest.raises(UsageError, match="did you mean 'anon'"):
         expect.page(guest, pfn, owner="anonn")
+    with pytest.raises(UsageError, match="no page flag 'drity'; did you mean 'dirty'"):
+        expect.page(guest, pfn, flags="!drity")
 
 
 def test_mapping(guest: Guest, actor: Actor, page: VirtAddr) -> None:
@@ -89,6 +91,8 @@ def test_mapping(guest: Guest, actor: Actor, page: VirtAddr) -> None:
     assert lines(said, "memory type", "expected UC-", "found WB")
     assert lines(said, "PTE [", "P RW US")  # the walk
     assert lines(complaint(lambda: expect.mapping(task, VirtAddr(4096))), "expected present")
+    with pytest.raises(UsageError, match=r"no memory type 'WCC': this guest's PAT has WB, .*UC"):
+        expect.mapping(task, page, cache="WCC")
 
 
 def test_not_mapped(guest: Guest, actor: Actor, page: VirtAddr) -> None:
@@ -117,7 +121,7 @@ def test_huge(guest: Guest, actor: Actor, page: VirtAddr) -> None:
     assert actor.smaps(va)["AnonHugePages"] == 2048
     expect.huge(task, va, "2M")
     said = complaint(lambda: expect.huge(task, VirtAddr(va - _SIZE), 2 * MIB))
-    assert lines(said, "in huge pages", "expected 2 MiB", "found 2.0 MiB") or "expected 2 MiB" in said
+    assert lines(said, "not in huge pages", "expected 0 B", "found 32 KiB")
     assert lines(complaint(lambda: expect.huge(task, page, _SIZE)), "8 pages of 4 KiB")
 
 
@@ -140,7 +144,12 @@ def test_contiguous(guest: Guest, actor: Actor) -> None:
 
 def test_frames(guest: Guest, actor: Actor, page: VirtAddr) -> None:
     theirs = [frame(actor, VirtAddr(page + number * 4096)) for number in range(_PAGES)]
-    assert expect.frames(guest.task(actor.pid), page, _SIZE).tolist() == theirs
+    task = guest.task(actor.pid)
+    assert expect.frames(task, page, _SIZE).tolist() == theirs
+    actor.unmap(VirtAddr(page + 4096), 1)
+    said = complaint(lambda: expect.frames(task, page, _SIZE))
+    assert lines(said, "pages present", f"expected {_PAGES}", f"found {_PAGES - 1}")
+    assert lines(said, f"{page + 4096:#x}, x86-64")  # the first that is not
 
 
 def test_shared_and_stays(guest: Guest, actor: Actor, page: VirtAddr) -> None:
