@@ -34,7 +34,9 @@ class Manifest:
     load: tuple[str, ...]
     """Modules that every guest loads at boot, where its kernel has them as modules."""
     built_for: tuple[str, ...]
-    """Kernels that our own modules are built for and tested with; others may do."""
+    """Kernels that tests build our own modules for; others may do."""
+    loaded_into: tuple[str, ...]
+    """Those of them that tests load the modules into."""
 
     def entry(self, name: str) -> KernelEntry:
         """The kernel of that name. Raises UsageError."""
@@ -75,7 +77,10 @@ def manifest() -> Manifest:
         }
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ImageError(f"{path} cannot be read: {error}") from None
-    return Manifest(kernels, tuple(modules["unpack"]), tuple(modules["load"]), tuple(modules["built_for"]))
+    return Manifest(
+        kernels,
+        *(tuple(modules[name]) for name in ("unpack", "load", "built_for", "loaded_into")),
+    )
 
 
 def default_kernel() -> str:

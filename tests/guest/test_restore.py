@@ -65,7 +65,7 @@ def test_what_was_there_is_gone(own: Guest) -> None:
     assert task.mappings().size >= 2048
 
 
-@pytest.mark.parametrize("kernel", manifest().built_for)
+@pytest.mark.parametrize("kernel", manifest().loaded_into)
 def test_a_driver_finds_its_device(kernel: str, boot_guest: Callable[..., Guest]) -> None:
     """QEMU does not migrate edu: it must be there all the same, with its interrupt and its DMA."""
     with boot_guest(kernel, "512M", 2) as guest:

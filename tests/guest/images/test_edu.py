@@ -23,7 +23,7 @@ _FRAME = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
 _PIN = 1024  # GUP_PIN_COUNTING_BIAS (include/linux/mm.h): what a pin adds to the refcount
 
 
-@pytest.fixture(scope="module", params=manifest().built_for)
+@pytest.fixture(scope="module", params=manifest().loaded_into)
 def reachable(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """A guest with no RAM beyond the 28 bits that the driver tells of unless it is told otherwise."""
     with boot_guest(request.param, "256M", 1) as guest:

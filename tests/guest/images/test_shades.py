@@ -24,7 +24,7 @@ Start = Callable[[Guest, str], int]
 _INDEX = {"WB": 0, "WC": 1, "UC-": 2}
 
 
-@pytest.fixture(scope="module", params=manifest().built_for)
+@pytest.fixture(scope="module", params=manifest().loaded_into)
 def booted(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """A guest of each kernel that modules are built for."""
     with boot_guest(request.param, "512M", 1) as guest:

@@ -28,7 +28,7 @@ _READ = f"{_EACH} dd if=/dev/vast bs=4k skip=$((i * 256)) count=1 2>/dev/null | 
 _SIGBUS = 7
 
 
-@pytest.fixture(scope="module", params=manifest().built_for)
+@pytest.fixture(scope="module", params=manifest().loaded_into)
 def booted(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """A guest of each kernel that modules are built for, with two CPUs."""
     with boot_guest(request.param, "512M", 2) as guest:

@@ -116,7 +116,7 @@ def caught(guest: Guest) -> tuple[Swiotlb, set[int]]:
 # A driver's book
 
 
-@pytest.fixture(scope="module", params=manifest().built_for)
+@pytest.fixture(scope="module", params=manifest().loaded_into)
 def edu_guest(request: pytest.FixtureRequest, boot_guest: Callable[..., Guest]) -> Iterator[Guest]:
     """A guest whose device reaches all of RAM, and has the driver whose book is read."""
     with boot_guest(request.param, "512M", 1, cmdline="swiotlb=force") as guest:
