@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from inspector.units import PhysAddr, VirtAddr
 
 _U64 = np.dtype(np.uint64)
 _IN_WORD = np.uint64(7)
+_REMEMBERED = {name for name, value in vars(Kernel).items() if isinstance(value, cached_property)}
 _MAX_BYTES = 1 << 19  # that one answer read: from there on comparing is no longer cheap
 
 Answer = TypeVar("Answer")
@@ -44,6 +46,8 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
         answer: Answer = known.answer
         return answer
     listening = copy(kernel)
+    for name in _REMEMBERED & vars(listening).keys():  # what that was read from counts too
+        del vars(listening)[name]
     listening.space = space = _ListeningSpace(kernel.space)
     answer = question(listening, *arguments)
     heard = space.heard()

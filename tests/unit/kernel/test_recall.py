@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inspector.kernel.recall import recall
-from inspector.symbols import Kernel
+from inspector.symbols import Kernel, Symbol, SymbolTable
 from inspector.units import VirtAddr
 
 if TYPE_CHECKING:
@@ -120,3 +120,17 @@ def test_a_byte_that_changes_under_the_reader(tiny: TinyKernel) -> None:
         return found
 
     assert [recall(tiny, torn) for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_a_kernel_remembers_counts_too(tiny: TinyKernel) -> None:
+    """Kernel.page_offset is read once; an answer that it went into is not kept when it is another."""
+    tiny.symbols = SymbolTable.of([Symbol("page_offset_base", VirtAddr(_HEAD), "D")])
+    tiny.put(_HEAD, 0x1000)
+    assert tiny.page_offset == 0x1000
+
+    def offset(kernel: Kernel) -> int:
+        return kernel.page_offset
+
+    assert recall(tiny, offset) == 0x1000
+    tiny.put(_HEAD, 0x2000)
+    assert recall(tiny, offset) == 0x2000
