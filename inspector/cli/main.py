@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import shlex
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 import inspector
+from inspector.cli.importing import imported
 from inspector.cli.output import examples
 from inspector.errors import InspectorError
 from inspector.units import printable
@@ -50,7 +50,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"inspector.cli.{_ELSEWHERE.get(cmd_name, cmd_name)}")
+        module = imported(f"inspector.cli.{_ELSEWHERE.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

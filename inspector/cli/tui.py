@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
 
 import click
 
+from inspector.cli.importing import imported
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.cli.output import examples
 
@@ -27,7 +27,7 @@ def tui(options: GuestOptions) -> None:
             draw(gather(opening.guest))
         return
     # Textual is imported while QEMU comes up: both take as long.
-    threading.Thread(target=importlib.import_module, args=["inspector.tui.app"], name="kmi-import").start()
+    threading.Thread(target=imported, args=["inspector.tui.app"], name="kmi-import").start()
     with opened(options) as opening:
         from inspector.tui import run
 
