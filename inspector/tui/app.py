@@ -220,6 +220,7 @@ class InspectorApp(App[None]):
 
     def on_traced(self, message: Traced) -> None:
         """There is news of the trace."""
+        self._status.set_held(self.others.recorder.progress.state == "holding")
         self._news(ViewName.FAULTS)
 
     def on_told(self, message: Told) -> None:

@@ -25,6 +25,7 @@ from inspector.tui.places import Place, ViewName
 from inspector.tui.svg import plain
 from inspector.tui.views.devices import DevicesView
 from inspector.tui.views.faults import FaultsView
+from inspector.tui.views.frames import FramesView
 from inspector.tui.views.labs import LabsView
 from inspector.units import VirtAddr
 
@@ -34,6 +35,7 @@ _GROUP = "/sys/fs/cgroup/small"
 _SWAPPED = "/labs/touch 16M --no-thp"
 _LAB = "copy-on-write"
 _FAULTS = "/labs/faults /tmp"
+_NEWCOMER = "/labs/touch 24M"
 _BUFFERS = ("coherent", "kmalloc", "pinned", "stale")
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
@@ -80,6 +82,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "space": Place(ViewName.SPACE, pid=pids[_MAPS]),
         "walk": Place(ViewName.WALK, pid=pids[_TOUCH], va=va),
         "frames": Place(ViewName.FRAMES, pfn=pfn),
+        "changed": Place(ViewName.FRAMES, changed=True),
         "lit": Place(ViewName.FRAMES, owner=int(Owner.SLAB), label=_largest_cache(guest)),
         "page": Place(ViewName.PAGE, pfn=pfn),
         "slabs": Place(ViewName.SLABS),
@@ -94,10 +97,14 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
     saved = []
     async with app.run_test(size=SIZE) as pilot:
         for name, place in places.items():
+            if name == "changed":
+                await _marked(app, guest)
             await app.go(place)
             await _filled(pilot, app)
             if isinstance(app.view, DevicesView):
                 await _written_to(pilot, app.view)
+            if isinstance(app.view, FramesView) and place.changed:
+                await _changed(pilot, app.view)
             if isinstance(app.view, FaultsView):
                 await _traced(pilot, app.view)
             if isinstance(app.view, LabsView):
@@ -118,10 +125,24 @@ async def _filled(pilot: Pilot[Any], app: InspectorApp) -> None:
     await pilot.pause(0.3)
 
 
+async def _marked(app: InspectorApp, guest: Guest) -> None:
+    """Mark a moment on the map of frames, and have a task take memory after it."""
+    assert isinstance(app.view, FramesView)
+    app.view.action_mark()
+    await asyncio.to_thread(_spawn, guest, _NEWCOMER)
+
+
 async def _written_to(pilot: Pilot[Any], view: DevicesView) -> None:
     """Look at a buffer when the device has just written it."""
     view.action_open()
-    await _until(pilot, lambda: bool(view.lit), "a transfer")
+    await _until(pilot, lambda: bool(view.lit) and view.holds_bytes, "a transfer")
+    await pilot.pause(0.3)
+
+
+async def _changed(pilot: Pilot[Any], view: FramesView) -> None:
+    """Wait until the map knows what changed hands, and look at the first of it."""
+    await _until(pilot, lambda: view.changes is not None and bool(len(view.changes.pfns)), "a change")
+    view.action_next_state(1)
     await pilot.pause(0.3)
 
 

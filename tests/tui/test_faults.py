@@ -66,11 +66,12 @@ def test_step_run_and_end(play: Play, source: FakeSource) -> None:
         await begin(screen)
         await screen.shows("1 fault,")
         await screen.press("n")
-        await screen.shows("#2 anonymous", "2 faults,", "held")
+        await screen.shows("#2 anonymous", "2 faults,", "held", "STOPPED", "at a page fault", "stopped ·")
         assert tracing(source).given == 2
         assert not ended(source)
         await screen.press("g")
         await screen.shows("#5 anonymous", "5 faults, 0 major", "anonymous 5", "others' 7", "ended")
+        await screen.shows("RUNNING")
         await screen.until(lambda: ended(source))
         await screen.press("up", "up")
         await screen.shows("#3 anonymous")

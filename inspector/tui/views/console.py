@@ -96,7 +96,7 @@ class ConsoleView(View[str]):
 
     def action_command(self) -> None:
         """Type a command."""
-        self.query_one(CommandInput).focus()
+        self.screen.set_focus(self.query_one(CommandInput))  # at once: see ListView.action_filter
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Run it."""

@@ -263,6 +263,11 @@ class DevicesView(ListView[Devices, Any]):
         now = time.monotonic()
         return frozenset(at for at, when in self._changed.items() if now - when < _LIT)
 
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether the chosen buffer has other bytes than zeros."""
+        return any(self._contents[1])
+
     def _note_changes(self, data: Devices) -> None:
         """When each byte of the chosen buffer was last seen to be another than before."""
         found = data.chosen

@@ -238,7 +238,7 @@ class FaultsView(ListView[Traceable, Fault]):
         """Type what to trace."""
         field = self.query_one(TargetInput)
         field.add_class("-shown")
-        field.focus()
+        self.screen.set_focus(field)  # at once: see ListView.action_filter
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Only the filter filters."""

@@ -128,22 +128,22 @@ class Changed(Drawing):
 
     def __init__(self) -> None:
         super().__init__(id="changed")
-        self._changes: FrameDiff | None = None
+        self.changes: FrameDiff | None = None
 
     def show(self, changes: FrameDiff | None) -> None:
         """What changed."""
-        self._changes = changes
+        self.changes = changes
         self.redraw()
 
     def draw(self, width: int) -> Text:
         """As many columns as fit."""
         text = Text()
-        if self._changes is None:
+        if self.changes is None:
             return text
         columns = max(1, width // 33)
         if columns == 1:
             heading(text, "Changed hands", width, "frames")
-        balances = sorted(self._changes.balances, key=lambda each: (-abs(each.net), -each.gained))
+        balances = sorted(self.changes.balances, key=lambda each: (-abs(each.net), -each.gained))
         room = _CHANGED if columns == 1 else _CHANGED_LINES * columns
         for index, each in enumerate(balances[:room]):
             look = palette.OWNERS[each.holder.owner]
@@ -243,7 +243,7 @@ class FramesView(View[Frames]):
     @property
     def _lit(self) -> NDArray[np.bool_] | None:
         """The frames that the place wants lit; None where it wants none."""
-        if self.data is not None and (changes := self._changes) is not None:
+        if self.data is not None and (changes := self.changes) is not None:
             lit = np.zeros(len(self.data.counts), np.bool_)
             lit[changes.pfns[changes.pfns < lit.size].astype(np.int64)] = True
             return lit
@@ -252,7 +252,7 @@ class FramesView(View[Frames]):
         return self.data.match(self.place.owner, self.place.label)
 
     @property
-    def _changes(self) -> FrameDiff | None:
+    def changes(self) -> FrameDiff | None:
         """What changed hands since the mark, where that is shown and known."""
         return self.data.changes if self.data and self.place.changed else None
 
@@ -274,18 +274,18 @@ class FramesView(View[Frames]):
     def _draw(self) -> None:
         self.query_one(UnderCursor).show(self.data, self._map)
         self.query_one(Legend).show(self.data)
-        self.query_one(Legend).display = self._changes is None
-        self.query_one(Changed).display = self._changes is not None
-        self.query_one(Changed).show(self._changes)
+        self.query_one(Legend).display = self.changes is None
+        self.query_one(Changed).display = self.changes is not None
+        self.query_one(Changed).show(self.changes)
         if self.data is None:
             return
         frames, each = len(self.data.counts), 1 << self._map.shift
         size = self.data.page_size
         text = Text(no_wrap=True, overflow="ellipsis")
-        if (changes := self._changes) is not None:
+        if (changes := self.changes) is not None:
             text.append(f" {len(changes.pfns)} frames changed hands", f"bold {palette.WARN}")
             text.append(f" since {self._marked_at}, {changes.net:+} in use", palette.FOREGROUND)
-            text.append(" · n next, d back · ", palette.DIM)
+            text.append(f" · {'n next, ' if len(changes.pfns) else ''}d back · ", palette.DIM)
         elif self._mark is not None and self.place.owner is None:
             text.append(f"marked at {self._marked_at}", palette.FOREGROUND)
             text.append(", d shows what changed hands since · ", palette.DIM)

@@ -65,7 +65,7 @@ class ListView(View[Data], Generic[Data, Row]):
         """Type a filter."""
         field = self.query_one(FilterInput)
         field.add_class("-shown")
-        field.focus()
+        self.screen.set_focus(field)  # at once: focus() would take its turn behind keys that are typed ahead
 
     def action_sort(self, step: int) -> None:
         """Sort by another column."""

@@ -38,7 +38,8 @@ class StatusLine(Widget):
     def __init__(self) -> None:
         super().__init__(id="status")
         self.guest = ""
-        self.state: RunState | None = None
+        self._machine_state: RunState | None = None
+        self._held = False
         self._read_at: float | None = None
         self._read_seconds = 0.0
         self._asked_at: float | None = None
@@ -64,8 +65,20 @@ class StatusLine(Widget):
 
     def set_state(self, state: RunState) -> None:
         """What the guest does now."""
-        self.state = state
+        self._machine_state = state
         self.refresh()
+
+    def set_held(self, held: bool) -> None:
+        """A trace holds the guest at a fault, or no more: its short stops are no news to the machine."""
+        self._held = held
+        self.refresh()
+
+    @property
+    def state(self) -> RunState | None:
+        """What the guest does now, as far as it is known."""
+        if self._held and self._machine_state and self._machine_state.running:
+            return RunState("breakpoint", "at a page fault")
+        return self._machine_state
 
     def set_guest(self, release: str, accel: str, memory: int, cpus: int) -> None:
         """Which guest; memory in bytes."""
