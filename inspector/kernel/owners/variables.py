@@ -211,9 +211,9 @@ def _compound(canvas: Canvas) -> None:
     """Where a pointer leads to the first byte of a compound page, all of that is meant."""
     frames = canvas.frames
     for at, label in recall(canvas.kernel, _pointers):
-        phys = at - canvas.kernel.page_offset
-        if phys >= 0 and not phys % canvas.page_size:
-            pfns = frames.used[frames.head == phys // canvas.page_size]
+        pfn, inside = divmod(at - canvas.kernel.page_offset, canvas.page_size)
+        if 0 <= pfn < len(canvas.owner) and not inside and canvas.owner[pfn] == Owner.UNMARKED:
+            pfns = frames.used[frames.head == pfn]
             canvas.paint(pfns.astype(np.uint64), Owner.MARKED, canvas.label(label), (Owner.UNMARKED,))
 
 
