@@ -154,10 +154,9 @@ def test_the_remainder_is_small(boot_guest: Any) -> None:
 
 def hash_tables(log: str) -> dict[str, int]:
     """Pages that alloc_large_system_hash() says it took from the direct map (mm/mm_init.c)."""
-    said = re.findall(
-        r"([\w][\w -]*?) hash table entries: \d+ \(order:? \d+, (\d+) bytes(?:, linear)?\)", log
-    )
-    return {name.strip(): -(-int(size) // _PAGE) for name, size in said}
+    size = r"\((?:order:? \d+, )?(\d+) bytes(?:, linear| on 1 NUMA nodes, .*linear)?\)"
+    said = re.findall(r"(\w[\w -]*?) hash table entries: \d+ " + size, log)
+    return {name: -(-int(taken) // _PAGE) for name, taken in said}
 
 
 HASHES = {
