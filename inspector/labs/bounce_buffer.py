@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inspector.kernel.swiotlb import Bounce
@@ -47,8 +48,13 @@ def story(stage: Stage) -> Story:
             ),
         ),
         (
-            equal("The masks", _MASKS, tuple(each.said for each in reached), "dma_mask_bits"),
-            equal("Within reach", _MASKS, tuple(e.bits for e in reached if e.bus < 1 << e.bits), DMESG),
+            equal("The masks", _listed(_MASKS), _listed(each.said for each in reached), "dma_mask_bits"),
+            equal(
+                "Within reach",
+                _listed(_MASKS),
+                _listed(r.bits for r in reached if r.bus < 1 << r.bits),
+                DMESG,
+            ),
             equal("The zone for 24 bits", "DMA", zones[0], _ZONES),
             holds(
                 "The zones for 28 and 32", "Normal" not in zones, "not Normal", ", ".join(zones[1:]), _ZONES
@@ -193,6 +199,10 @@ class _Reached:
     said: int
     bus: BusAddr
     zone: str
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _reached(stage: Stage, engine: Engine, bits: int) -> _Reached:

@@ -70,7 +70,7 @@ def story(stage: Stage) -> Story:
     yield Step(
         "Which frames are free",
         "mem_map has a struct page for each frame, but nobody searches it. Free frames are on lists: the "
-        "buddy allocator's, in blocks of 1, 2, 4, ... frames, and a list a CPU for single ones.",
+        "buddy allocator's, in blocks of 1, 2, 4, ... frames; and each CPU has one of single frames.",
         (f"cat {BUDDYINFO} {ZONEINFO}",),
         ("The lists, followed link by link, hold what the kernel counts.",
          "A block's first struct page says `buddy`, and its order in `private`."),
@@ -175,8 +175,8 @@ def story(stage: Stage) -> Story:
         "buddy allocator. Where a frame's buddy is free too, the two become one block; and so on.",
         ("munmap(page, ...);", "munmap(others, ...);"),
         (
-            "Our frame is in a free block again. What that could not merge with, its buddy, is not free as a "
-            "block of that order: part of it is somebody's.",
+            "Our frame is in a free block again. It is not merged further: the block's buddy, its neighbour "
+            "of the same size, is not free as a whole.",
             "The block's first struct page says so.",
         ),
     )

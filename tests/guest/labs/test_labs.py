@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from inspector import Guest, labs, machine
+from inspector.cli import lab_view
 from inspector.cli.main import main
 from inspector.labs.story import Ending, Event, FrameShown, Question, Seen, Step
 from inspector.machine import LocalMachine
@@ -27,6 +32,8 @@ _BUSY = (  # as long as the shell is there, which becomes the program
     "{ while [ -d /proc/$$ ]; do head -c 400000 /dev/zero; sleep 0.1; done >/dev/shm/grow; "
     "rm /dev/shm/grow; } &"
 )
+
+_PAGES = Path(__file__).parents[3] / "docs" / "labs"
 
 StageFor = Callable[[labs.Lab], Guest]
 
@@ -76,6 +83,32 @@ def play(lab: labs.Lab, guest: Guest, prepare: str | None = None) -> list[Event]
             answer = last.answer if isinstance(last, Question) else None
 
 
+def masked(line: str) -> str:
+    """A line without its numbers, which are others each time, and without what aligns them."""
+    line = re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{12,16}\b|[\d,]+\d|\d", "N", line)
+    return " ".join(line.split())
+
+
+def check_page(name: str, events: list[Event]) -> None:
+    """What the manual's page quotes of a lab it prints: steps line for line, and no other checks."""
+    page = (_PAGES / f"{name}.md").read_text()
+    blocks = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    told = [masked(check.claim) for event in events if isinstance(event, Seen) for check in event.checks]
+    steps = []
+    for step in (event for event in events if isinstance(event, Step)):
+        console = Console(file=io.StringIO(), width=80, markup=False, highlight=False, color_system=None)
+        console.print(*lab_view.event(step), sep="\n")
+        assert isinstance(console.file, io.StringIO)
+        steps.append([masked(line) for line in console.file.getvalue().strip().splitlines()])
+    for block in blocks:
+        for part in block.strip().split("\n\n"):
+            lines = [masked(line) for line in part.splitlines()]
+            if re.match(r"N\. ", lines[0]):
+                assert lines in steps
+            for line in lines:
+                assert not line.startswith("✓") or any(line.startswith(f"✓ {claim}:") for claim in told), line
+
+
 @pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
 def test_passes(stage_for: StageFor, name: str) -> None:
     events = play(labs.find(name), stage_for(labs.find(name)))
@@ -89,6 +122,7 @@ def test_passes(stage_for: StageFor, name: str) -> None:
     # Someone else than our reading of memory has a word in every lab.
     ours = {"the page tables", "struct page", "all of memory"}
     assert {check.witness for event in seen for check in event.checks} - ours
+    check_page(name, events)
 
 
 @pytest.mark.parametrize("name", [lab.name for lab in labs.LABS])
