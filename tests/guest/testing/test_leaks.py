@@ -84,7 +84,7 @@ def test_a_release_does_not_hide_a_leak(own: Guest, ring: Callable[[Path], None]
     diff = own.snapshot().diff(before)
     assert set(diff.forgotten.tolist()) == lost
     assert len(lost) == len(given_back) == _RING
-    assert diff.balance(Owner.UNMARKED, "").net < _RING // 2
+    assert diff.balance(Owner.UNMARKED, "").net < _RING  # their number alone does not tell
     (told,) = (line for line in str(raised.value).splitlines() if "of unmarked" in line)
     assert re.match(rf"  {_RING} frames \(32 KiB\) of unmarked: .*freed meanwhile; nothing points to ", told)
 
