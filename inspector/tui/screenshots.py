@@ -30,7 +30,7 @@ from inspector.tui.views.labs import LabsView
 from inspector.units import VirtAddr
 
 SIZE = (120, 36)
-_PATIENCE = 180.0  # seconds for a task to get ready, or a screen to fill
+_PATIENCE = 600.0  # seconds for a task to get ready, or a screen to fill
 _GROUP = "/sys/fs/cgroup/small"
 _SWAPPED = "/labs/touch 16M --no-thp"
 _LAB = "copy-on-write"

@@ -107,7 +107,7 @@ class Fields(Picture[PageView]):
             kept = "  what the whole pageblock is kept for"
             lines.append(("migratetype", Text.assemble(page.migratetype, (kept, palette.DIM))))
         for index, (name, value) in enumerate(lines):
-            line = Text.assemble((f" {name:<11}", palette.DIM), value)
+            line = Text.assemble((f" {name:<12}", palette.DIM), value)
             line.truncate(width, overflow="ellipsis")
             text.append_text(line)
             if index < len(lines) - 1:
