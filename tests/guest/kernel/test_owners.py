@@ -154,7 +154,7 @@ def test_the_remainder_is_small(boot_guest: Any) -> None:
 
 def hash_tables(log: str) -> dict[str, int]:
     """Pages that alloc_large_system_hash() says it took from the direct map (mm/mm_init.c)."""
-    size = r"\((?:order:? \d+, )?(\d+) bytes(?:, linear| on 1 NUMA nodes, .*linear)?\)"
+    size = r"\((?:order:? \d+, )?(\d+) bytes(?:, linear| on 1 NUMA nodes, .*linear)\)"
     said = re.findall(r"(\w[\w -]*?) hash table entries: \d+ " + size, log)
     return {name: -(-int(taken) // _PAGE) for name, taken in said}
 
@@ -166,7 +166,6 @@ HASHES = {
     "Mountpoint-cache": ("mountpoint_hashtable",),
     "futex": ("futex hash",),
     "posixtimers": ("posix timers",),
-    "Dquot-cache": ("dquot_hash",),
     "IP idents": ("ip_idents", "ip_tstamps"),
     "tcp_listen_portaddr_hash": ("tcp_hashinfo.lhash2",),
     "TCP established": ("tcp_hashinfo.ehash",),
