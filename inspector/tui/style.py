@@ -16,7 +16,7 @@ OverviewView #left, OverviewView #right { height: auto; width: 100%; }
 OverviewView VirtualTable { height: auto; max-height: 10; }
 .-wide OverviewView #columns, .-huge OverviewView #columns { layout: horizontal; }
 .-wide OverviewView #left, .-huge OverviewView #left { width: 1fr; }
-.-wide OverviewView #right, .-huge OverviewView #right { width: 1fr; margin-left: 2; }
+.-wide OverviewView #right, .-huge OverviewView #right { width: 1fr; min-width: 58; margin-left: 2; }
 .-wide OverviewView .part, .-huge OverviewView .part { margin-bottom: 1; }
 
 .-tall WalkScreen AddressBits, .-tall WalkScreen Steps, .-tall WalkScreen Outcome { margin-bottom: 1; }

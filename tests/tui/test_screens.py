@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Play = Callable[..., None]
 SIZES = [(80, 24), (200, 60)]
+ORDERS = "Normal 0 1 2 3 4 5 6 7 8 9 10"
 
 
 @pytest.fixture(params=SIZES, ids=str)
@@ -35,6 +36,15 @@ def test_overview(play: Play, size: tuple[int, int]) -> None:
             await screen.shows("Movable", "7")
 
     play(script, size)
+
+
+@pytest.mark.parametrize("width", [80, 110, 120, 160])
+def test_free_lists_show_every_order(play: Play, width: int) -> None:
+    async def script(screen: Screen) -> None:
+        text = await screen.shows("Free lists", "Movable")
+        assert any(ORDERS in " ".join(line.split()) for line in text.splitlines())
+
+    play(script, (width, 45))
 
 
 def test_small_overview_scrolls_to_the_free_lists(play: Play) -> None:

@@ -204,7 +204,7 @@ class FreeLists(Drawing, can_focus=True):
 
     def _zone(self, text: Text, free: FreeCounts, width: int) -> None:
         orders = free.counts.shape[1]
-        name_width, sum_width = 12, 10
+        name_width, sum_width = 13, 10
         if name_width + 4 * orders + sum_width > width:
             sum_width = 0  # the counts matter more
         cell = max(4, min(8, (width - name_width - sum_width) // orders))
