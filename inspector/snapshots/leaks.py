@@ -71,7 +71,8 @@ class Leaks:
     unmarked frame that nothing points to any more is lost, and counts whatever was given back elsewhere.
     Left out is what the kernel keeps by design, and what may be given back:
 
-    - free frames, those on per-CPU lists too; free objects in slabs, on CPUs' freelists and in sheaves;
+    - free frames, those on per-CPU lists too, and pages of tasks that are gone, in a CPU's batch for the LRU;
+    - free objects in slabs, on CPUs' freelists and in sheaves;
     - files' pages, the swap cache, the huge zero page, the per-CPU allocator's memory (KEPT);
     - slab caches that are shrunk when memory is short (SLAB_RECLAIM_ACCOUNT), and what lives and dies with
       files, by name: `shmem_inode_cache`, `lsm_inode_cache`;

@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 
 from inspector.arch import MAPPING
 from inspector.kernel import buddy, slab_objects
+from inspector.kernel.owners import Owner, Owners
+from inspector.kernel.pageflags import flag_bits
 from inspector.kernel.rmap import ROW
 from inspector.kernel.tasks import Task
 from inspector.linux import Linux
 from inspector.snapshots.forgotten import forgotten
 from inspector.snapshots.leaks import stack_callers
 from inspector.snapshots.snapshot import CacheState, Snapshot, TaskState
+from inspector.symbols import Kernel
 from inspector.units import VirtAddr, printable
 
 
@@ -39,10 +42,28 @@ def take(linux: Linux) -> Snapshot:
             areas=areas,
             modules=tuple(linux.modules()),
             zones=tuple(zone for zone in linux.zones() if zone.populated),
-            frames=owners.rows,
+            frames=_frames(kernel, owners),
             mappings=_mappings(tasks),
             forgotten=forgotten(kernel, owners, stack_callers(areas, [task.stack for task in tasks])),
         )
+
+
+def _frames(kernel: Kernel, owners: Owners) -> NDArray[np.void]:
+    """Every frame's row, of a copy where one says more.
+
+    A page of a task that is gone may still be in a CPU's batch of pages for the LRU lists (mm/swap.c), which
+    lets go of it once the batch is full: it is as free as one on the CPU's list of free pages.
+    """
+    rows = owners.rows
+    anonymous = np.flatnonzero(rows["owner"] == Owner.ANON)
+    found = rows[anonymous]
+    nobodys = (found["detail"] == 0) & (found["mapcount"] == 0) & (found["refcount"] == 1)
+    listed = found["flags"] >> np.uint64(flag_bits(kernel)["lru"]) & np.uint64(1) != 0
+    waiting = anonymous[nobodys & ~listed]
+    if waiting.size:
+        rows = rows.copy()
+        rows["owner"][waiting] = Owner.PER_CPU_FREE
+    return rows
 
 
 def _task(task: Task) -> TaskState:
