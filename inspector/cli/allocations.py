@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import click
 from rich.console import RenderableType
@@ -17,7 +16,8 @@ from inspector.cli import output
 from inspector.cli.faults import target_of
 from inspector.cli.options import GuestOptions, guest_options, opened
 from inspector.trace import Allocation, AllocationTrace
-from inspector.units import Pfn, format_size, parse_int, printable, word
+from inspector.trace import telling as tell
+from inspector.units import Pfn, format_size, parse_int, printable
 
 _WORDS = """\
 PID      a process; or `spawned`, what --spawn started; all tasks where none is given
@@ -29,11 +29,6 @@ _EXAMPLES = (
 )
 _CALLERS = 12  # in the summary
 _DEPTH = 4  # calls on a line: from the page allocator outwards
-# The allocator's own, which say nothing of who wanted the page, or gave it back.
-_INNER = (
-    *("__alloc_", "alloc_pages", "__folio_alloc", "folio_alloc", "vma_alloc", "get_page_from"),
-    *("__get_free_pages", "get_zeroed_page", "free_pcp_prepare", "free_unref_", "__free_", "free_frozen_"),
-)
 
 
 @click.command(epilog=output.examples(*_EXAMPLES, before=_WORDS))
@@ -78,7 +73,7 @@ def _text(trace: AllocationTrace, verbose: bool) -> None:
     try:
         with suppress(KeyboardInterrupt):
             for record in trace:
-                callers[_caller(record)] += (1 << record.order) * (not record.freed)
+                callers[tell.caller(record)] += (1 << record.order) * (not record.freed)
                 for line in _lines(record, verbose):
                     output.line(line)
     finally:
@@ -101,14 +96,7 @@ def _lines(record: Allocation, verbose: bool) -> Iterator[Text]:
         for place in places:
             yield Text(f"{'':>14}{place}", "dim")
     elif places:
-        outer = [place for place in places if not place.startswith(_INNER)] or places
-        yield Text(f"{'':>14}{' < '.join(place.split('+')[0] for place in outer[:_DEPTH])}", "dim")
-
-
-def _caller(record: Allocation) -> str:
-    """The function that wanted the page."""
-    places = [printable(frame.place).split("+")[0] for frame in record.stack]
-    return next((place for place in places if not place.startswith(_INNER)), places[0] if places else "?")
+        yield Text(f"{'':>14}{' < '.join(tell.callers(record, _DEPTH))}", "dim")
 
 
 def _summary(trace: AllocationTrace, callers: Counter[str]) -> Iterator[RenderableType]:
@@ -129,7 +117,7 @@ def _json(trace: AllocationTrace, verbose: bool) -> None:
     try:
         with suppress(KeyboardInterrupt):
             for record in trace:
-                output.write(("\n" if first else ",\n") + json.dumps(_data(record)))
+                output.write(("\n" if first else ",\n") + json.dumps(tell.allocation_data(record)))
                 first = False
     finally:
         trace.close()
@@ -141,19 +129,3 @@ def _json(trace: AllocationTrace, verbose: bool) -> None:
         "stops": trace.stops,
     }
     output.write(f'\n], "summary": {json.dumps(summary)}}}\n')
-
-
-def _data(record: Allocation) -> dict[str, Any]:
-    return {
-        "number": record.number,
-        "freed": record.freed,
-        "pfn": record.pfn,
-        "order": record.order,
-        "gfp": word(record.gfp),
-        "gfp_names": list(record.gfp_names),
-        "pid": record.pid,
-        "tgid": record.tgid,
-        "comm": record.comm,
-        "cpu": record.cpu,
-        "stack": [{"address": word(frame.address), "place": frame.place} for frame in record.stack],
-    }

@@ -314,9 +314,7 @@ def connect(name: str) -> RemoteMachine:
     guests = open_guests()
     if name not in guests:
         known = (
-            f"open are {', '.join(sorted(guests))}"
-            if guests
-            else "none is; `kmi boot --name NAME` opens one"
+            f"open are {', '.join(sorted(guests))}" if guests else "none is; `kmi boot --name NAME` opens one"
         )
         raise MachineError(f"no guest named {name!r} is open: {known}")
     return RemoteMachine(name, guests[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspector.trace.allocations import Allocation, AllocationTrace
 from inspector.trace.faults import FaultTrace
 from inspector.trace.kinds import FaultKind
+from inspector.trace.ledger import Holder, Holdings, Ledger
 from inspector.trace.records import ErrorCode, Fault, FrameState
 from inspector.trace.unwind import StackFrame
 
@@ -16,5 +17,8 @@ __all__ = [
     "FaultKind",
     "FaultTrace",
     "FrameState",
+    "Holder",
+    "Holdings",
+    "Ledger",
     "StackFrame",
 ]

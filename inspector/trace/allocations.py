@@ -19,6 +19,7 @@ from inspector.units import Pfn, VirtAddr, printable
 
 _ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")  # System V ABI, AMD64 supplement, 3.2.3
 _MAX_NAMES, _MAX_NAME = 64, 64
+_GFP_MOVABLE_SHIFT = 3
 _MAX_ORDER = 20
 _MAX_BULK = 1 << 16
 _STACK = 1 << 14  # THREAD_SIZE
@@ -52,6 +53,11 @@ class Allocation:
     comm: str
     cpu: int
     stack: tuple[StackFrame, ...]
+
+    @property
+    def migratetype(self) -> int | None:
+        """What it was asked for: 0 unmovable, 1 movable, 2 reclaimable memory (C: gfp_migratetype())."""
+        return None if self.gfp is None else self.gfp >> _GFP_MOVABLE_SHIFT & 3
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What a fault's record says, in short words and as plain data: every face says it the same way."""
+"""What a trace's records say, in short words and as plain data: every face says it the same way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from typing import Any
 from inspector.arch import Walk
 from inspector.arch.compare import walk_data
 from inspector.kernel.vmas import Vma
+from inspector.trace.allocations import Allocation
 from inspector.trace.kinds import Entry
 from inspector.trace.records import ErrorCode, Fault, FrameState
 from inspector.units import printable, word
+
+# The page allocator's own, which say nothing of who wanted the page, or gave it back.
+_INNER = (
+    *("__alloc_", "alloc_pages", "__folio_alloc", "folio_alloc", "vma_alloc", "get_page_from"),
+    *("__get_free_pages", "get_zeroed_page", "free_pcp_prepare", "free_unref_", "__free_", "free_frozen_"),
+)
 
 
 def kind_name(fault: Fault) -> str:
@@ -119,3 +126,42 @@ def _frame(frame: FrameState | None) -> dict[str, Any] | None:
     if frame is None:
         return None
     return {"use": frame.use, "refcount": frame.refcount, "mapcount": frame.mapcount}
+
+
+def inner(record: Allocation) -> int:
+    """How many functions of the stack, from its begin on, are the page allocator's own; 0 if all are."""
+    for index, frame in enumerate(record.stack):
+        if not frame.place.startswith(_INNER):
+            return index
+    return 0
+
+
+def callers(record: Allocation, depth: int) -> list[str]:
+    """Who wanted the page, or gave it back, and who called that: the functions' names alone."""
+    return [_function(frame.place) for frame in record.stack[inner(record) :][:depth]]
+
+
+def caller(record: Allocation) -> str:
+    """The function that wanted the page, or gave it back."""
+    return next(iter(callers(record, 1)), "?")
+
+
+def _function(place: str) -> str:
+    return printable(place).split("+")[0]
+
+
+def allocation_data(record: Allocation) -> dict[str, Any]:
+    """A record as JSON has it: addresses and raw words in hexadecimal, PFNs and counts decimal."""
+    return {
+        "number": record.number,
+        "freed": record.freed,
+        "pfn": record.pfn,
+        "order": record.order,
+        "gfp": word(record.gfp),
+        "gfp_names": list(record.gfp_names),
+        "pid": record.pid,
+        "tgid": record.tgid,
+        "comm": record.comm,
+        "cpu": record.cpu,
+        "stack": [{"address": word(frame.address), "place": frame.place} for frame in record.stack],
+    }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from inspector.tui.views.others import Others
 
 _HISTORY = 100
+_HELD = {ViewName.FAULTS: "at a page fault", ViewName.ALLOCATIONS: "at a page allocation or free"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class InspectorApp(App[None]):
         self._last[place.view] = place
         view = self.view
         if place.view is ViewName.LABS:
-            self.others.recorder.stop()  # a guest that stands at a fault plays no lab
+            self.others.turn.stop()  # a guest that stands still at a record plays no lab
         view.enter(place)
         if memento is not None:
             view.restore(memento)
@@ -175,7 +176,7 @@ class InspectorApp(App[None]):
 
     def _default(self, view: ViewName) -> Place:
         """Where a digit leads: to where the view was last, or to what is most at hand."""
-        if view is ViewName.FAULTS and not self._keeps_trace():
+        if view in (ViewName.FAULTS, ViewName.ALLOCATIONS) and not self._keeps_trace(view):
             return Place(view, pid=self._current_pid())
         if view in self._last:
             return self._last[view]
@@ -183,9 +184,9 @@ class InspectorApp(App[None]):
             return Place(view, pid=self._current_pid())
         return Place(view)
 
-    def _keeps_trace(self) -> bool:
+    def _keeps_trace(self, view: ViewName) -> bool:
         """Whether there is a trace to come back to; one that has ended gives way where tasks are chosen."""
-        progress = self.others.recorder.progress
+        progress = self.others.recorders[view].progress
         choosing = self._place.view in (ViewName.TASKS, ViewName.SPACE)
         return progress.on or (progress.state == "ended" and not choosing)
 
@@ -220,8 +221,12 @@ class InspectorApp(App[None]):
 
     def on_traced(self, message: Traced) -> None:
         """There is news of the trace."""
-        self._status.set_held(self.others.recorder.progress.state == "holding")
-        self._news(ViewName.FAULTS)
+        held = ""
+        for name, recorder in self.others.recorders.items():
+            if recorder.progress.state == "holding":
+                held = _HELD[name]
+            self._news(name)
+        self._status.set_held(held)
 
     def on_told(self, message: Told) -> None:
         """The lab got on."""

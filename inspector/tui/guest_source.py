@@ -33,17 +33,17 @@ from inspector.tui.source import (
     Space,
     Swap,
     TaskRow,
-    Traceable,
-    Tracing,
     VmallocRow,
     VmaRow,
     WalkView,
 )
+from inspector.tui.tracing import Target, Traceable, Tracing, Watched
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 if TYPE_CHECKING:
     from inspector.labs import Lab
     from inspector.labs.story import Event
+    from inspector.trace import Allocation, Fault
 
 NEIGHBOURS = 512
 """Frames on either side of a page whose states are read with it."""
@@ -247,9 +247,21 @@ class GuestSource:
         except KernelError:
             return Traceable(pid, "", None)
 
-    def trace(self, target: int | str, children: bool) -> Tracing:
+    def trace_faults(self, target: Target) -> Tracing[Fault]:
         """Page faults of a process, or of a command: the guest stands still at each. Raises UsageError."""
-        return self._guest.trace_faults(target, children=children, step=True)
+        if target.who is None:
+            raise UsageError("give a PID or a command: page faults are traced of one process")
+        return self._guest.trace_faults(target.who, children=target.children, step=True)
+
+    def watched(self, pid: int, pfn: Pfn | None) -> Watched:
+        """A task or a frame to watch, one that is gone too. Raises CorruptGuest."""
+        return readers.watched(self._guest, pid, pfn)
+
+    def trace_allocations(self, target: Target) -> Tracing[Allocation]:
+        """Pages that come and go: the guest stands still at each. Raises NoSuchFrame, UsageError."""
+        return self._guest.trace_allocations(
+            target.who, pfn=target.pfn, children=target.children and target.who is not None, step=True
+        )
 
     def labs(self) -> tuple[Lab, ...]:
         """The labs that there are."""

@@ -152,6 +152,16 @@ OBJECTS: dict[int, Look] = {
 }
 """Slab objects by ObjectState."""
 
+MIGRATETYPES = (
+    Look("unmovable", "#e69f00", "u", "the kernel's own: it cannot be moved"),
+    Look("movable", "#56b4e9", "m", "users' memory and page cache: it can be moved"),
+    Look("reclaimable", "#2fbf8f", "r", "the kernel's caches: it can be given back"),
+    Look("no type", "#cc79a7", "x", "asked for with both flags"),
+)
+"""What pages are asked for, by gfp_migratetype()."""
+GONE = "#6d4152"
+"""Pages that were handed out, and taken back."""
+
 # Tasks by the letter that ps shows.
 TASK_STATES = {
     "R": ("running", GOOD),

@@ -30,6 +30,7 @@ class ViewName(StrEnum):
     DEVICES = "devices"
     CONSOLE = "console"
     FAULTS = "faults"
+    ALLOCATIONS = "allocations"
     LABS = "labs"
 
 
@@ -39,7 +40,7 @@ class Place:
 
     In the map of frames `owner` (an Owner) and `label` say what is to be lit, or `changed` what changed hands
     since the mark; among slabs `label` is a cache, among labs the one that is played, among devices one's
-    address.
+    address. Allocations are a task's (`pid`), or those of frame `pfn`, or with neither all.
     """
 
     view: ViewName
@@ -122,6 +123,10 @@ def describe(place: Place) -> str:
             return f"the address space of PID {pid}"
         case Place(view=ViewName.FAULTS, pid=pid) if pid is not None:
             return f"the page faults of PID {pid}"
+        case Place(view=ViewName.ALLOCATIONS, pid=pid) if pid is not None:
+            return f"the page allocations of PID {pid}"
+        case Place(view=ViewName.ALLOCATIONS, pfn=pfn) if pfn is not None:
+            return f"who takes and frees page frame {pfn:#x}"
         case Place(view=ViewName.WALK, va=va) if va is not None:
             where = f"in PID {place.pid}" if place.pid is not None else "in the kernel's page tables"
             where = f"from CR3 of CPU {place.cpu}" if place.cpu is not None else where

@@ -1,4 +1,4 @@
-"""What the screens of slabs, vmalloc, swap and memory read: each one snapshot of one stop."""
+"""What the screens of slabs, vmalloc, swap, memory and allocations read: each a snapshot of one stop."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.arch import translate
-from inspector.errors import CorruptGuest, NoSuchFrame, OutsideRam, UsageError
+from inspector.errors import CorruptGuest, KernelError, NoSuchFrame, OutsideRam, UsageError
 from inspector.guest import Guest
-from inspector.kernel import ptes, slab_objects, swap
+from inspector.kernel import buddy, pageblocks, ptes, slab_objects, swap
 from inspector.kernel.dma_buffers import DmaBuffer
 from inspector.kernel.memcg import ChargeKind
 from inspector.kernel.owners import Owner
@@ -22,6 +22,7 @@ from inspector.kernel.tasks import Task, user_end
 from inspector.kernel.vmalloc import BUSY
 from inspector.tui.dma import BufferKey, ChosenBuffer, Devices, FrameRow, buffer_key
 from inspector.tui.source import Frames, Memory, SlabRow, Slabs, Swap, SwapRow, VmallocRow
+from inspector.tui.tracing import Watched
 from inspector.units import Pfn, PhysAddr, VirtAddr, printable
 
 BUFFER_FRAMES = 16
@@ -207,3 +208,25 @@ def charge(page: Page) -> str:
         return "each object on its own"
     whose = page.memory_group or "a group that is gone"
     return f"{whose}, as {'kernel' if page.charge is ChargeKind.KERNEL else 'user'} memory"
+
+
+def watched(guest: Guest, pid: int, pfn: Pfn | None) -> Watched:
+    """A task and a frame as they are now, and how memory lies. PID 0 and no PFN: none."""
+    kernel = guest.kernel
+    with guest.still():
+        name, page = "", None
+        with contextlib.suppress(KernelError):
+            name = guest.task(pid).name if pid else ""
+        with contextlib.suppress(KernelError):
+            page = guest.page(pfn) if pfn is not None else None
+        return Watched(
+            pid=pid,
+            name=name,
+            owner=page.owner if page else None,
+            label=printable(page.owner_label) if page else "",
+            zones=tuple(zone for zone in guest.zones() if zone.populated),
+            blocks=pageblocks.migratetypes(kernel),
+            block_order=pageblocks.order(kernel),
+            migratetypes=buddy.migratetypes(kernel),
+            page_size=kernel.space.format.page_size,
+        )

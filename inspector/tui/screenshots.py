@@ -23,6 +23,8 @@ from inspector.tui.app import InspectorApp
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.svg import plain
+from inspector.tui.tracing import Target
+from inspector.tui.views.allocations import AllocationsView
 from inspector.tui.views.devices import DevicesView
 from inspector.tui.views.faults import FaultsView
 from inspector.tui.views.frames import FramesView
@@ -36,6 +38,7 @@ _SWAPPED = "/labs/touch 16M --no-thp"
 _LAB = "copy-on-write"
 _FAULTS = "/labs/faults /tmp"
 _NEWCOMER = "/labs/touch 24M"
+_PAGES, _EVENTS = "/labs/fork 2M --no-thp", 350
 _BUFFERS = ("coherent", "kmalloc", "pinned", "stale")
 _TOUCH, _FORK, _MAPS = "/labs/touch 32M", "/labs/fork 8M", "/labs/maps"
 
@@ -92,6 +95,7 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
         "devices": Place(ViewName.DEVICES),
         "console": Place(ViewName.CONSOLE),
         "faults": Place(ViewName.FAULTS, pid=pids[_FORK]),
+        "allocations": Place(ViewName.ALLOCATIONS),
         "labs": Place(ViewName.LABS, label=_LAB),
     }
     saved = []
@@ -107,6 +111,8 @@ async def _take(guest: Guest, folder: Path, pids: dict[str, int]) -> list[Path]:
                 await _changed(pilot, app.view)
             if isinstance(app.view, FaultsView):
                 await _traced(pilot, app.view)
+            if isinstance(app.view, AllocationsView):
+                await _allocated(pilot, app.view)
             if isinstance(app.view, LabsView):
                 await _played(pilot, app.view)
             path = folder / f"{name}.svg"
@@ -148,7 +154,7 @@ async def _changed(pilot: Pilot[Any], view: FramesView) -> None:
 
 async def _traced(pilot: Pilot[Any], view: FaultsView) -> None:
     """Trace a program with faults of many kinds, and look at a copy-on-write."""
-    view.begin(_FAULTS, run=True)
+    view.begin(Target(_FAULTS), run=True)
     await _until(pilot, lambda: not view.traced.on and bool(_copies(view)), _FAULTS)
     view.table.move_to(_copies(view)[-1].number)
     await pilot.pause(0.3)
@@ -157,6 +163,13 @@ async def _traced(pilot: Pilot[Any], view: FaultsView) -> None:
 def _copies(view: FaultsView) -> list[Fault]:
     """Faults that the list has in which a page that was there was copied."""
     return [row for row in view.table.shown if row.kind is FaultKind.COW_COPY and row.before.pfn]
+
+
+async def _allocated(pilot: Pilot[Any], view: AllocationsView) -> None:
+    """Trace a program that takes memory and gives some back, and look at a page that it still has."""
+    view.begin(Target(_PAGES), run=True)
+    await _until(pilot, lambda: view.traced.total >= _EVENTS, _PAGES)
+    await pilot.pause(0.3)
 
 
 async def _played(pilot: Pilot[Any], view: LabsView) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +31,8 @@ if TYPE_CHECKING:
     from inspector.linux import FreeCounts
     from inspector.machine import Completed, RunState
     from inspector.snapshots import FrameDiff
-    from inspector.trace import Fault, FaultKind
+    from inspector.trace import Allocation, Fault
+    from inspector.tui.tracing import Target, Traceable, Tracing, Watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,47 +266,6 @@ class Memory:
     page_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Traceable:
-    """A task whose faults may be traced, and how much of its address space is there; None: it is gone."""
-
-    pid: int
-    name: str
-    resident: Resident | None
-
-
-class Tracing(Protocol):
-    """A trace of page faults: what FaultTrace is. It is on while one is inside."""
-
-    pid: int
-    counts: Counter[FaultKind]
-    minor: int
-    major: int
-
-    @property
-    def others(self) -> int:
-        """Faults of other tasks."""
-
-    @property
-    def lost(self) -> int:
-        """Faults without a record."""
-
-    @property
-    def on(self) -> bool:
-        """Whether it goes on."""
-
-    def next(self, timeout: float | None = None) -> Fault | None:
-        """The next fault, at whose end the guest stands still until the one after is asked for."""
-
-    def __enter__(self) -> Self:
-        """Begin. Raises NoSuchTask, UsageError, MachineError, GuestDied."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End: no breakpoint stays."""
-
-
 class Source(Protocol):
     """What the UI asks of a guest. All but symbol() and complete() may take long: poller's thread only."""
 
@@ -359,10 +317,19 @@ class Source(Protocol):
     def traceable(self, pid: int) -> Traceable:
         """A task to trace, or one that is gone."""
 
-    def trace(self, target: int | str, children: bool) -> Tracing:
+    def trace_faults(self, target: Target) -> Tracing[Fault]:
         """Page faults of a process, or of a command that is started for it: on a thread of its own.
 
         Raises SymbolsError, UsageError.
+        """
+
+    def watched(self, pid: int, pfn: Pfn | None) -> Watched:
+        """What a trace of allocations may be about, and where frames lie. Raises CorruptGuest."""
+
+    def trace_allocations(self, target: Target) -> Tracing[Allocation]:
+        """Pages that tasks allocate and free: on a thread of its own.
+
+        Raises SymbolsError, NoSuchFrame, UsageError.
         """
 
     def labs(self) -> tuple[Lab, ...]:

@@ -37,10 +37,30 @@ PageScreen VirtualTable { height: auto; max-height: 8; }
 .-huge PageScreen #page-left { width: 1fr; }
 .-huge PageScreen #page-right { width: 76; margin-left: 3; }
 
-.-tall #faults-summary { text-wrap: wrap; }
-#faults-summary.-error { text-wrap: wrap; height: auto; max-height: 4; }
-FaultsView VirtualTable { min-height: 4; }
+.-tall .trace-summary { text-wrap: wrap; }
+.trace-summary.-error { text-wrap: wrap; height: auto; max-height: 4; }
+FaultsView VirtualTable, AllocationsView VirtualTable { min-height: 4; }
 .-tall FaultsView FaultStrip, .-tall FaultsView VirtualTable { margin-bottom: 1; }
+
+AllocationsView #allocations-body { layout: vertical; height: 1fr; }
+AllocationsView #allocations-side { height: 3; }
+AllocationsView #allocations-main { height: 1fr; }
+.-tall AllocationsView #allocations-side { height: 6; margin-bottom: 1; }
+.-tall AllocationsView VirtualTable { margin-bottom: 1; }
+AllocationsView AllocationMap { height: 1fr; }
+AllocationsView Holders { display: none; }
+AllocationsView.-holders #holders-below { display: block; }
+AllocationsView.-holders AllocationPicture { display: none; }
+.-wide AllocationsView #allocations-body, .-huge AllocationsView #allocations-body { layout: horizontal; }
+.-wide AllocationsView #allocations-side { width: 46; height: 1fr; margin: 0 2 0 0; }
+.-huge AllocationsView #allocations-side { width: 62; height: 1fr; margin: 0 2 0 0; }
+#block-beside { display: none; }
+.-wide #block-beside, .-huge #block-beside { display: block; margin-top: 1; }
+.-wide #block-below, .-huge #block-below { display: none; }
+.-wide #holders-beside, .-huge #holders-beside { display: block; margin-top: 1; }
+.-wide .-holders #holders-beside, .-huge .-holders #holders-beside { display: none; }
+.-wide .-holders #holders-below, .-huge .-holders #holders-below { display: none; }
+.-wide .-holders AllocationPicture, .-huge .-holders AllocationPicture { display: block; }
 
 DevicesView #device-table { height: auto; min-height: 2; max-height: 8; }
 DevicesView #buffer-table { min-height: 4; }

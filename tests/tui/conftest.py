@@ -7,10 +7,9 @@ import html
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ from inspector.labs.story import Frame as LabFrame
 from inspector.linux import FreeCounts
 from inspector.machine import Completed, CpuRegisters, RunState
 from inspector.memory import MappedRam, RamBlock
-from inspector.trace import ErrorCode, Fault, FaultKind, FrameState
+from inspector.trace import Allocation, ErrorCode, Fault, FaultKind, FrameState, StackFrame
 from inspector.trace.kinds import Entry, Evidence
 from inspector.tui.app import InspectorApp
 from inspector.tui.density import FrameCounts, Resident
@@ -68,12 +67,14 @@ from inspector.tui.source import (
     Swap,
     SwapRow,
     TaskRow,
-    Traceable,
     VmallocRow,
     VmaRow,
     WalkView,
 )
+from inspector.tui.tracing import Target, Traceable, Watched
 from inspector.units import MIB, BusAddr, Pfn, PhysAddr, VirtAddr
+
+Record = TypeVar("Record")
 
 _PATIENCE = 60.0  # seconds; a bound for what must come, not a claim about how fast it comes
 PAGE = 4096
@@ -239,21 +240,54 @@ def fault(number: int, **changes: Any) -> Fault:
     return Fault(**(values | changes))
 
 
-class FakeTracing:
-    """A trace of known faults; with `lasts` it goes on when all of them are given. Counts what was asked."""
+STACK = (
+    "__alloc_pages+0x1d4", "vma_alloc_folio+0x93", "do_anonymous_page+0x5a", "handle_mm_fault+0x1ec",
+    "do_user_addr_fault+0x1a1", "exc_page_fault+0x77", "asm_exc_page_fault+0x22",
+)  # fmt: skip
+FREEING = ("free_unref_page+0x1", "zap_pte_range+0x2", "exit_mmap+0x3", "do_exit+0x4")
 
-    def __init__(self, pid: int, faults: list[Fault], lasts: bool, error: Exception | None) -> None:
+
+def allocation(number: int, pfn: int, stack: tuple[str, ...] = STACK, **changes: Any) -> Allocation:
+    """A page of the worker's memory is handed out."""
+    values: dict[str, Any] = {
+        "number": number, "freed": False, "pfn": Pfn(pfn), "order": 0, "gfp": 0x100CCA,
+        "gfp_names": ("GFP_HIGHUSER_MOVABLE", "__GFP_ZERO"), "pid": 42, "tgid": 42, "comm": "worker",
+        "cpu": 0,
+        "stack": tuple(StackFrame(VirtAddr(0xFFFFFFFF81000000 + at), at_) for at, at_ in enumerate(stack)),
+    }  # fmt: skip
+    return Allocation(**(values | changes))
+
+
+def freeing(number: int, pfn: int, **changes: Any) -> Allocation:
+    """It is taken back."""
+    return allocation(number, pfn, FREEING, freed=True, gfp=None, gfp_names=(), **changes)
+
+
+def allocations() -> list[Allocation]:
+    """A page at 0x900, a slab of 8 pages at 0xB00, 0x901 comes and goes, and 0x777 goes, held from before."""
+    slab = ("alloc_pages+0x1", "allocate_slab+0x2", "kmem_cache_alloc+0x3")
+    return [
+        allocation(1, 0x900),
+        allocation(2, 0xB00, slab, order=3, gfp=0xCC0, gfp_names=("GFP_KERNEL",)),
+        allocation(3, 0x901),
+        freeing(4, 0x901),
+        freeing(5, 0x777),
+    ]
+
+
+class FakeTracing(Generic[Record]):
+    """A trace of known records; with `lasts` it goes on when all of them are given. Counts what was asked."""
+
+    def __init__(self, pid: int, records: list[Record], lasts: bool, error: Exception | None) -> None:
         self.pid = pid
-        self._faults = faults
+        self._records = records
         self._lasts = lasts
         self._error = error
         self.given = 0
         self.closed = False
-        self.counts: Counter[FaultKind] = Counter()
-        self.minor = self.major = 0
         self.others, self.lost = 7, 0
 
-    def __enter__(self) -> FakeTracing:
+    def __enter__(self) -> Self:
         if self._error:
             raise self._error
         return self
@@ -263,18 +297,14 @@ class FakeTracing:
 
     @property
     def on(self) -> bool:
-        return self._lasts or self.given < len(self._faults)
+        return self._lasts or self.given < len(self._records)
 
-    def next(self, timeout: float | None = None) -> Fault | None:
-        if self.given == len(self._faults):
+    def next(self, timeout: float | None = None) -> Record | None:
+        if self.given == len(self._records):
             time.sleep(0.01)
             return None
-        found = self._faults[self.given]
         self.given += 1
-        self.counts[found.kind] += 1
-        self.minor += found.minor
-        self.major += found.major
-        return found
+        return self._records[self.given - 1]
 
 
 def no_story(stage: Any) -> Generator[Event, str | None, None]:
@@ -343,7 +373,8 @@ class FakeSource:
     faults: list[Fault] = field(default_factory=lambda: [fault(number) for number in range(1, 6)])
     trace_lasts: bool = False
     trace_error: Exception | None = None
-    tracing: FakeTracing | None = None
+    tracing: FakeTracing[Any] | None = None
+    allocations: list[Allocation] = field(default_factory=allocations)
     lab_names: tuple[str, ...] = ("first-touch", "second-sight")
     lab_open: bool = False
     check: Check = CHECK
@@ -505,11 +536,26 @@ class FakeSource:
         found = next((row for row in self.rows if row.pid == pid), None)
         return Traceable(pid, found.name if found else "", Resident(mappings) if found else None)
 
-    def trace(self, target: int | str, children: bool) -> FakeTracing:
-        self.asked.append(f"trace {target}{' and children' if children else ''}")
-        pid = target if isinstance(target, int) else 42
-        self.tracing = FakeTracing(pid, self.faults, self.trace_lasts, self.trace_error)
-        return self.tracing
+    def trace_faults(self, target: Target) -> FakeTracing[Fault]:
+        return self._trace("trace", target, self.faults)
+
+    def trace_allocations(self, target: Target) -> FakeTracing[Allocation]:
+        frame = "" if target.pfn is None else f" of {target.pfn:#x}"
+        return self._trace(f"allocations{frame}", target, self.allocations)
+
+    def _trace(self, what: str, target: Target, records: list[Record]) -> FakeTracing[Record]:
+        self.asked.append(f"{what} {target.who}{' and children' if target.children else ''}")
+        pid = 0 if target.who is None else target.pid or 42
+        self.tracing = made = FakeTracing(pid, records, self.trace_lasts, self.trace_error)
+        return made
+
+    def watched(self, pid: int, pfn: Pfn | None) -> Watched:
+        self._ask(f"watched {pid} {pfn}")
+        name = next((row.name for row in self.rows if row.pid == pid), "")
+        blocks = np.array([0, 0, 0, 0, 1, 2, 1, 1], np.uint8)
+        owner, label = (None, "") if pfn is None else (Owner.ANON, "worker (42)")
+        kinds = ("Unmovable", "Movable", "Reclaimable")
+        return Watched(pid, name, owner, label, self._zones(), blocks, 9, kinds, PAGE)
 
     def labs(self) -> tuple[Lab, ...]:
         return tuple(Lab(name, f"What about {name}?", "So it is.", no_story) for name in self.lab_names)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Play = Callable[..., None]
 
 
-def tracing(source: FakeSource) -> FakeTracing:
+def tracing(source: FakeSource) -> FakeTracing[Any]:
     assert source.tracing is not None
     return source.tracing
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from inspector.guest import Guest
+from inspector.trace.ledger import FREED
 from inspector.tui.guest_source import GuestSource
 from inspector.tui.places import Place, ViewName
 from inspector.tui.screenshots import take
+from inspector.tui.views.allocations import AllocationsView
 from inspector.tui.views.faults import FaultsView
 from inspector.units import Pfn, format_size
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.guest
 Play = Callable[..., None]
+MOVABLE = 1  # MIGRATE_MOVABLE (include/linux/mmzone.h)
 GROUP = "/sys/fs/cgroup/swapped"
 
 
@@ -187,6 +192,62 @@ def test_quitting_at_a_fault_lets_the_task_run_on(play_live: Play, guest: Guest)
     play_live(GuestSource(guest), script)
     log = f"/tmp/spawn-{traced[0]}.log"
     guest.run(f"until [ -s {log} ]; do sleep 0.05; done; kill {traced[0]}", timeout=60).check()
+
+
+def touched(guest: Guest, pid: int, pages: int) -> list[int]:
+    """The frames of what a touch program touched, by its own pagemap."""
+    log = f"/tmp/spawn-{pid}.log"
+    said = guest.run(f"until [ -s {log} ]; do sleep 0.05; done; cat {log}", timeout=120).check().stdout
+    first = int(said.split()[1], 16) >> 12
+    raw = guest.run(f"dd if=/proc/{pid}/pagemap bs=8 skip={first} count={pages} 2>/dev/null").check()
+    entries = np.frombuffer(raw.stdout_bytes, np.uint64)
+    assert len(entries) == pages
+    return [int(entry) & (1 << 55) - 1 for entry in entries]  # Documentation/admin-guide/mm/pagemap.rst
+
+
+def test_allocations_are_the_programs(play_live: Play, guest: Guest) -> None:
+    """Its pages light up while it has them, and go out when it is gone."""
+
+    async def script(screen: Screen) -> None:
+        await screen.press("A", "i")
+        await screen.type("/labs/touch 128K --no-thp")
+        await screen.press("enter")
+        await screen.shows("held", "in 1 event", "#1 ")
+        await screen.press("g")
+        view = screen.app.view
+        assert isinstance(view, AllocationsView)
+        pfns = await asyncio.to_thread(touched, guest, view.traced.pid, 32)
+        await screen.until(lambda: all(view.holdings.frames[pfn] == 1 + MOVABLE for pfn in pfns))
+        await screen.press("f")
+        await screen.type(f"alloc {pfns[7]:#x}")
+        await screen.press("enter")
+        await screen.shows(f"allocated PFN {pfns[7]:#x}, 1 page (4 KiB)", "__GFP_ZERO", "handle_mm_fault")
+        await asyncio.to_thread(guest.run, f"kill {view.traced.pid}")
+        await screen.shows("ended", "freed as #")
+        assert all(view.holdings.frames[pfn] == FREED for pfn in pfns)
+        assert view.traced.lost == 0
+
+    play_live(GuestSource(guest), script, (160, 45))
+
+
+def test_who_frees_a_frame(play_live: Play, guest: Guest) -> None:
+    pid = guest.spawn("/labs/touch 128K --no-thp")
+    pfn = touched(guest, pid, 32)[7]
+
+    async def script(screen: Screen) -> None:
+        await screen.app.go(Place(ViewName.PAGE, pfn=Pfn(pfn)))
+        await screen.shows(f"touch ({pid})")
+        await screen.press("w")
+        await screen.shows(f"frame {pfn:#x} now  a  anonymous")
+        await screen.press("g")
+        await screen.shows("running")
+        await asyncio.to_thread(guest.run, f"kill {pid}")
+        await screen.press("home")
+        await screen.shows(
+            f"#1 freed PFN {pfn:#x}", f"by touch ({pid})", "held before this trace saw it", "do_exit+"
+        )
+
+    play_live(GuestSource(guest), script, (120, 45))
 
 
 def test_a_lab_is_played(play_live: Play, guest: Guest) -> None:

@@ -340,6 +340,11 @@ class FramesView(View[Frames]):
             part = data.counts.states[first : first + each] == self._map.majority(first)
         return Pfn(first + (int(part.argmax()) if part.size else 0))
 
+    def action_watch(self) -> None:
+        """Who takes and frees that frame."""
+        if self.data is not None:
+            self.post_message(Go(Place(ViewName.ALLOCATIONS, pfn=self._chosen(self.data))))
+
     def action_light(self) -> None:
         """Light up the object under the cursor; again, all of its owner; again, nothing."""
         if self.data is None:

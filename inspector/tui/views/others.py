@@ -7,13 +7,16 @@ from typing import Any
 
 from textual.message import Message
 
-from inspector.tui.recorder import Recorder
+from inspector.trace.ledger import Ledger
+from inspector.tui.places import ViewName
+from inspector.tui.recorder import Recorder, Turn
 from inspector.tui.source import Source
 from inspector.tui.teller import Teller
+from inspector.tui.views.allocations import AllocationsView
 from inspector.tui.views.base import View
 from inspector.tui.views.console import ConsoleView
 from inspector.tui.views.devices import DevicesView
-from inspector.tui.views.faults import FaultsView
+from inspector.tui.views.faults import FaultBook, FaultsView
 from inspector.tui.views.frames import FramesView
 from inspector.tui.views.labs import LabsView
 from inspector.tui.views.memory import MemoryView
@@ -31,7 +34,13 @@ class Others:
 
     def __init__(self, source: Source, post: Callable[[Message], Any]) -> None:
         """`post` takes messages from any thread."""
-        self.recorder = Recorder(source, post)
+        self.turn = Turn()
+        faults = Recorder(source.trace_faults, FaultBook, post, self.turn)
+        pages = Recorder(source.trace_allocations, Ledger, post, self.turn)
+        self.recorders: dict[ViewName, Recorder[Any, Any]] = {
+            ViewName.FAULTS: faults,
+            ViewName.ALLOCATIONS: pages,
+        }
         self._teller = Teller(source, post)
         views: tuple[View[Any], ...] = (
             TasksView(),
@@ -45,12 +54,13 @@ class Others:
             MemoryView(),
             DevicesView(),
             ConsoleView(),
-            FaultsView(self.recorder),
+            FaultsView(faults),
+            AllocationsView(pages),
             LabsView(self._teller),
         )
         self.views = {view.NAME: view for view in views}
 
     def close(self) -> None:
         """Nobody traces the guest, and no lab is played, any more."""
-        self.recorder.close()
+        self.turn.close()
         self._teller.close()

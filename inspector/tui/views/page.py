@@ -308,6 +308,10 @@ class PageScreen(View[PageView]):
         """Show it in the map."""
         self.post_message(Go(Place(ViewName.FRAMES, pfn=self.place.pfn or Pfn(0))))
 
+    def action_watch(self) -> None:
+        """Who takes and frees it."""
+        self.post_message(Go(Place(ViewName.ALLOCATIONS, pfn=self.place.pfn or Pfn(0))))
+
 
 def _links(data: PageView) -> list[Link]:
     """Where one can go, the nearest first."""
@@ -343,6 +347,8 @@ def _links(data: PageView) -> list[Link]:
     if data.zone:
         what = f"{data.zone.name}: its first frame, PFN {data.zone.start_pfn:#x}, in the map"
         links.append(Link("zone", what, Place(ViewName.FRAMES, pfn=data.zone.start_pfn)))
+    place = Place(ViewName.ALLOCATIONS, pfn=page.pfn)
+    links.append(Link("trace", "who takes and frees this frame, as it happens", place))
     return links
 
 

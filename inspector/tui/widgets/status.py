@@ -17,7 +17,16 @@ from inspector.tui.places import ViewName
 from inspector.units import format_size
 
 # How names are cut where all are too many: those over so many letters, to so many; and what is between.
-_FITS = ((99, 99, "  "), (99, 99, " "), (6, 4, " "), (5, 3, " "), (3, 3, " "), (0, 0, " "))
+_FITS = (
+    (99, 99, "  "),
+    (99, 99, " "),
+    (6, 4, " "),
+    (5, 3, " "),
+    (3, 3, " "),
+    (2, 2, " "),
+    (0, 0, " "),
+    (0, 0, ""),
+)
 _WAIT_SHOWN = 0.3  # seconds of reading until it is said
 
 _KINDS = {
@@ -39,7 +48,7 @@ class StatusLine(Widget):
         super().__init__(id="status")
         self.guest = ""
         self._machine_state: RunState | None = None
-        self._held = False
+        self._held = ""
         self._read_at: float | None = None
         self._read_seconds = 0.0
         self._asked_at: float | None = None
@@ -68,16 +77,16 @@ class StatusLine(Widget):
         self._machine_state = state
         self.refresh()
 
-    def set_held(self, held: bool) -> None:
-        """A trace holds the guest at a fault, or no more: its short stops are no news to the machine."""
-        self._held = held
+    def set_held(self, where: str) -> None:
+        """A trace holds the guest there, or no more (empty): its short stops are no news to the machine."""
+        self._held = where
         self.refresh()
 
     @property
     def state(self) -> RunState | None:
         """What the guest does now, as far as it is known."""
         if self._held and self._machine_state and self._machine_state.running:
-            return RunState("breakpoint", "at a page fault")
+            return RunState("breakpoint", self._held)
         return self._machine_state
 
     def set_guest(self, release: str, accel: str, memory: int, cpus: int) -> None:
@@ -167,17 +176,23 @@ class Tabs(Widget):
     def _layout(self) -> Iterator[tuple[ViewName, str, str, str]]:
         """(view, key, name, gap) of each tab: in full, closer, cut short, and at last only the key."""
         for parts in (self._tabs(*fit) for fit in _FITS):
-            if sum(len(part) for _, *tab in parts for part in tab) <= self.size.width:
+            if sum(len(part) for _, *tab in parts for part in tab) - len(parts[-1][-1]) <= self.size.width:
                 break
         yield from parts
 
     def _tabs(self, most: int, cut: int, gap: str) -> list[tuple[ViewName, str, str, str]]:
-        """Names, but for the view that is shown, of at most so many letters; without any no room around."""
+        """Names, but for the view that is shown, of at most so many letters; without any no room around.
+
+        Where room is short a name that begins with its key is not told twice.
+        """
         tabs = []
         for view, key in TAB_KEYS.items():
             name, around = view.title(), " " if most > 6 or view is self.view else ""
             name = name if view is self.view or len(name) <= most else name[:cut]
-            tabs.append((view, f"{around}{key}{around}", f"{name}{around}", gap))
+            if not around and name[:1].lower() == key.lower():  # the key is told by its colour
+                name = name[1:]
+            after = gap if not around or most > 6 else ""
+            tabs.append((view, f"{around}{key}{around}", f"{name}{around}", after))
         return tabs
 
 
