@@ -226,7 +226,9 @@ class ForeignMachine(Monitored):
         self._tell("U")
 
     def console_tail(self, lines: int = 40) -> str:
-        """That there is none."""
+        """That there is none; nothing once QEMU is gone, when all want its last words."""
+        if not self.alive:
+            return ""
         return (
             f"{self.name} was started by others: its console is theirs, and no commands run in it from here"
         )

@@ -488,6 +488,7 @@ def test_its_end_is_told(qemu: ForeignQemu) -> None:
         guest.machine.qmp("quit")
         assert told.wait(_PATIENCE)
         assert guest.state().kind == "dead"
+        assert guest.machine.console_tail() == ""  # no last words: the console is not ours
         with pytest.raises(GuestDied, match="the guest is gone"):
             guest.tasks()
 
