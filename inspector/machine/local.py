@@ -30,9 +30,11 @@ from inspector.machine.stoploop import LocalStopLoop
 from inspector.progress import SILENT, Reporter
 from inspector.units import VirtAddr, format_size
 
-# without an agent: how long the console must be quiet, once init runs and sleeps, or where that is not known
+# without an agent: how long the console must be quiet, once init runs, or where the log does not tell; and
+# how long where the CPUs are not idle
 _QUIET_INIT = 3.0
 _QUIET = 15.0
+_QUIET_BUSY = 60.0
 _SILENT_KERNEL = 45.0
 _PANIC_GRACE = 3.0
 _RFLAGS_IF = 1 << 9
@@ -190,9 +192,10 @@ class LocalMachine(Monitored):
         if self.config.ready_text:
             return self.console.contains(self.config.ready_text)
         quiet = time.monotonic() - self.console.last_heard
-        if quiet > _QUIET_INIT and self.console.contains(" as init process") and self._idle():
-            return True
-        return bool(self.console.total) and quiet > _QUIET
+        enough = _QUIET_INIT if self.console.contains(" as init process") else _QUIET
+        if not self.console.total or quiet < enough:
+            return False
+        return quiet > _QUIET_BUSY or self._idle()
 
     def _check_boot(self, elapsed: float) -> None:
         if self._process.exited.is_set():
