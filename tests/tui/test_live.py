@@ -290,7 +290,7 @@ def test_a_buffer_followed_as_its_page_goes(play_live: Play, guest: Guest) -> No
 
 def test_pictures_are_taken(guest: Guest, tmp_path: Path) -> None:
     pictures = take(guest, tmp_path)
-    assert {picture.stem for picture in pictures} == {*ViewName, "lit"}
+    assert {picture.stem for picture in pictures} == {*ViewName, "lit", "changed"}
     for picture in pictures:
         ElementTree.parse(picture)  # well-formed
         text = picture.read_text()
