@@ -137,28 +137,29 @@ class Desk:
         return name, int(inode)
 
     def charged(self) -> int:
-        """The kernel memory that the program's cgroup pays for, in KiB, by its memory.stat."""
+        """The kernel memory that the program's cgroup pays for, in KiB, by its memory.stat, at rest.
+
+        Twice the same: what has ended is uncharged after an RCU grace period.
+        """
+        now, before = self._charged(), -1
+        for _ in range(_TRIES):
+            if now == before:
+                break
+            self.guest.run("sleep 0.3").check()
+            now, before = self._charged(), now
+        return now
+
+    def _charged(self) -> int:
+        """One reading. Of few changes the kernel tells up to two seconds later, so that many are made first
+        (C: memcg_vmstats_needs_flush(), mm/memcontrol.c); until Linux 6.16 reading cpu.stat was enough.
+        """
+        start = self.actor.map("many", _CHANGES)
+        self.actor.touch(start, _CHANGES)
+        self.actor.unmap(start, _CHANGES)
         folder = f"/sys/fs/cgroup{self.group()[0]}"
-        # cpu.stat first: reading it brings in what CPUs have counted and not handed on (cgroup_rstat_flush).
         text = self.guest.run(f"cat {folder}/cpu.stat >/dev/null; cat {folder}/memory.stat").check().stdout
         found = re.search(r"^kernel (\d+)$", text, re.MULTILINE)
         return int(found[1]) // 1024 if found else 0
-
-    def charged_at_rest(self) -> int:
-        """The same, once what has ended is no longer in it: that is freed after an RCU grace period."""
-        before = -1
-        for _ in range(_TRIES):
-            # Few changes are read out only every two seconds, from Linux 6.16 on also where cpu.stat is
-            # read (memcg_vmstats_needs_flush(), mm/memcontrol.c): so there shall be many.
-            start = self.actor.map("many", _CHANGES)
-            self.actor.touch(start, _CHANGES)
-            self.actor.unmap(start, _CHANGES)
-            now = self.charged()
-            if now == before:
-                break
-            before = now
-            self.guest.run("sleep 0.3").check()
-        return before
 
     def vm_flags(self, *loans: Loan) -> str:
         """Of each one's mapping the VmFlags in /proc/PID/smaps that tell its kind: `pf, io pf, none`."""
