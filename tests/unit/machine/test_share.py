@@ -271,7 +271,7 @@ def test_names_that_are_open(stand: Stand, server: Server) -> None:
 
 
 def test_a_name_that_is_not_open_names_those_that_are(server: Server) -> None:
-    with pytest.raises(MachineError, match=r"no guest named 'x' is open: open are: stand"):
+    with pytest.raises(MachineError, match=r"no guest named 'x' is open: open are stand"):
         connect("x")
 
 
