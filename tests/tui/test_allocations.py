@@ -73,9 +73,7 @@ def test_run_to_the_end(play: Play, source: FakeSource) -> None:
         await screen.shows(
             "ended", "9 pages (36 KiB) held, 10 allocated, 2 freed (1 held from before) in 5 events"
         )
-        await screen.shows(
-            "#5 freed PFN 0x777", "held before this trace saw it", "8 unmovable", "1 movable", "2 freed"
-        )
+        await screen.shows("#5 freed PFN 0x777", "· held from before", "8 unmovable", "1 movable", "2 freed")
         await screen.shows("others' 7")
         await screen.until(lambda: tracing(source).closed)
         await screen.press("up")

@@ -243,9 +243,7 @@ def test_who_frees_a_frame(play_live: Play, guest: Guest) -> None:
         await screen.shows("running")
         await asyncio.to_thread(guest.run, f"kill {pid}")
         await screen.press("home")
-        await screen.shows(
-            f"#1 freed PFN {pfn:#x}", f"by touch ({pid})", "held before this trace saw it", "do_exit+"
-        )
+        await screen.shows(f"#1 freed PFN {pfn:#x}", f"by touch ({pid})", "· held from before", "do_exit+")
 
     play_live(GuestSource(guest), script, (120, 45))
 

@@ -131,7 +131,7 @@ def _facts(record: Allocation, other: Allocation | None, watched: Watched | None
         text.append(f" · {word} ", palette.DIM).append(f"#{other.number}", f"bold {palette.FOREGROUND}")
         text.append(f" by {tell.caller(other)} ", palette.FOREGROUND).append("(o)", palette.DIM)
     elif record.freed:
-        text.append(" · held before this trace saw it", palette.DIM)
+        text.append(" · held from before", palette.DIM)
     else:
         text.append(" · held", f"bold {palette.GOOD}")
     return text
