@@ -31,10 +31,11 @@ def actor(guest: Guest) -> Iterator[Actor]:
 
 
 @pytest.fixture
-def page(actor: Actor) -> VirtAddr:
-    """The first of some pages of the program's that are present."""
+def page(guest: Guest, actor: Actor) -> VirtAddr:
+    """The first of some pages of the program's that are present, and that no CPU still holds for the LRU."""
     va = actor.map("memory", _PAGES)
     actor.touch(va, _PAGES)
+    guest.run("echo 1 >/proc/sys/vm/compact_memory").check()  # C: lru_add_drain_all(), in compact_nodes()
     return va
 
 
