@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,11 +101,15 @@ def test_gdb_comes_back_after_a_trace(held: tuple[Guest, str]) -> None:
     with guest.trace_faults("/labs/touch 64K --no-thp", limit=5) as trace:
         assert len(list(trace)) == 5
     number = guest.machine.insert_breakpoint(guest.symbol("do_exit"), temporary=True)
-    guest.machine.spawn("true")
+    # The program may end, and stop the guest, before the agent has answered.
+    spawning = threading.Thread(target=guest.machine.spawn, args=("true",), daemon=True)
+    spawning.start()
     state = guest.machine.wait_stop(20)
     assert state is not None
     assert state.kind == "breakpoint"
     guest.machine.resume()
+    spawning.join(60)
+    assert not spawning.is_alive()
     assert runs_free(guest)
 
 
