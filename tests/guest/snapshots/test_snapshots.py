@@ -220,7 +220,7 @@ def test_tables_of_a_guest(own: Guest) -> None:
     sql.register("frames", frames)
     found = dict(sql.sql("SELECT owner, count(*) FROM frames GROUP BY owner").fetchall())
     told = {owner.name.lower(): count for owner, count in counts.items() if count}
-    # A snapshot counts pages of ended tasks, in a CPU's batch for the LRU lists, as free (snapshots/taking.py).
+    # A snapshot counts ended tasks' pages in a batch for the LRU lists as free (snapshots/taking.py).
     nobodys = (rows["owner"] == Owner.ANON) & (rows["mapcount"] == 0) & (rows["refcount"] == 1)
     batched = found["per_cpu_free"] - told["per_cpu_free"]
     assert 0 <= batched <= np.count_nonzero(nobodys)
