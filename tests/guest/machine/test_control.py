@@ -120,7 +120,7 @@ def test_a_breakpoint(machine: LocalMachine, hardware: bool) -> None:
     number = machine.insert_breakpoint(where, hardware=hardware)
     heard: queue.Queue[RunState] = queue.Queue()
     machine.on_state(heard.put)
-    machine.spawn("usleep 100000; hostname kmi")
+    machine.spawn("sleep 1; hostname kmi")
     stopped = machine.wait_stop(20)
     assert stopped == RunState("breakpoint", f"breakpoint {number} at {where:#x}")
     assert machine.qmp("query-status")["status"] == "debug"
@@ -143,7 +143,7 @@ def test_one_instruction(machine: LocalMachine) -> None:
     where = address_of(machine, "__x64_sys_sethostname")
     number = machine.insert_breakpoint(where, temporary=True)
     assert number > 0
-    machine.spawn("usleep 100000; hostname kmi")
+    machine.spawn("sleep 1; hostname kmi")
     assert machine.wait_stop(20) is not None
     machine.step()
     stopped = machine.wait_stop(20)
@@ -158,8 +158,8 @@ def test_one_instruction(machine: LocalMachine) -> None:
 def test_pauses_and_breakpoints_in_quick_change(machine: LocalMachine) -> None:
     """A breakpoint that hits all the time, and pauses that fall where they fall."""
     where = address_of(machine, "__x64_sys_sethostname")
+    pid = machine.spawn("while :; do hostname kmi; done")  # answered before a breakpoint can hold it up
     number = machine.insert_breakpoint(where)
-    pid = machine.spawn("while :; do hostname kmi; done")
     kinds = set()
     for _ in range(20):
         stopped = machine.wait_stop(20)
