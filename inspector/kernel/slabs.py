@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat, CorruptGuest
 from inspector.kernel import bulk, lists
-from inspector.kernel.lists import follow
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import flag_bits, flags_path
 from inspector.kernel.recall import recall
@@ -370,7 +369,7 @@ def _slabinfo(
     at = nodes[nodes != 0]
     heads = at + np.uint64(kernel.types.offsetof("kmem_cache_node", "partial"))
     links = memmap.addresses(rows["pfn"]) + np.uint64(kernel.types.offsetof(_slab_type(kernel), "slab_list"))
-    partial = follow(links, following, heads) >= 0
+    partial = lists.follow(links, following, heads) >= 0
     total = len(caches) + 1  # the last is for slabs without a cache
     cache = np.minimum(rows["cache"], total - 1)
 

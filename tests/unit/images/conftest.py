@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -24,7 +23,7 @@ def need() -> Callable[[str], None]:
 
     def check(tool: str) -> None:
         if not shutil.which(tool):
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{tool} is not installed")
+            pytest.skip(f"{tool} is not installed")
 
     return check
 
