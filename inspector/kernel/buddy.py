@@ -37,6 +37,7 @@ PCP_PAGE = np.dtype(
 )
 """A free block of 2**order pages that waits on a CPU's own list."""
 
+_U64 = np.dtype(np.uint64)
 _TAIL = np.uint64(1)
 _MAX_ZONES = 16  # there are 6 at most
 _MAX_SLOTS = 256  # per-CPU lists of a zone; there are 14
@@ -63,7 +64,7 @@ def free_blocks(kernel: Kernel, memmap: MemMap, types: NDArray[np.uint32] | None
     heads, which = recall(kernel, _free_lists)
     pfns = _buddy_pfns(memmap, types)
     links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
-    following, _ = kernel.space.gather(links, np.dtype(np.uint64))
+    following, _ = kernel.space.gather(links, _U64)
     ends = lists.follow(links, following, heads)
     found = ends >= 0
     lost = len(pfns) - np.count_nonzero(found)
@@ -84,14 +85,32 @@ def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) ->
     """
     heads, which = recall(kernel, _per_cpu_lists)
     links = memmap.addresses(unused) + np.uint64(kernel.types.offsetof("page", "lru"))
-    following, _ = kernel.space.gather(links, np.dtype(np.uint64))
+    following, _ = kernel.space.gather(links, _U64)
     linked = np.flatnonzero(following & _TAIL == 0)  # of a tail page the word leads to its head, bit 0 set
     unused, links, following = unused[linked], links[linked], following[linked]
     ends = lists.follow(links, following, heads)
-    found = ends >= 0
+    found = np.flatnonzero(ends >= 0)
+    back, _ = kernel.space.gather(following[found] + np.uint64(kernel.pointer_size), _U64)
+    if np.any(back != links[found]):
+        # A page that was freed on a list and then taken as the second of a larger block still points into it.
+        ends = _walked(kernel, heads, links, following)
+        found = np.flatnonzero(ends >= 0)
     rows = which.take(ends[found])
     rows["pfn"] = unused[found]
     return rows
+
+
+def _walked(
+    kernel: Kernel, heads: NDArray[np.uint64], links: NDArray[np.uint64], following: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """What follow() answers, by a walk of each list from its head: only what is on one is met."""
+    ends = np.full(len(links), -1)
+    places = {link: place for place, link in enumerate(links.tolist())}
+    first, _ = kernel.space.gather(heads, _U64)
+    for head, at in enumerate(first.tolist()):
+        while (place := places.pop(at, None)) is not None:
+            ends[place], at = head, int(following[place])
+    return ends
 
 
 def counts(blocks: NDArray[np.void], zone: zones.Zone, migratetype_count: int) -> NDArray[np.int64]:

@@ -70,6 +70,11 @@ class FreeLists:
         """How many frames are in that state."""
         return int((self.frames.state == state).sum())
 
+    @property
+    def settled(self) -> bool:
+        """Whether the CPUs' lists are as long as their counts: a CPU may stop between link and count."""
+        return self.count(FrameState.PER_CPU) == sum(zone.per_cpu_free for zone in self.zones)
+
     def by_order(self, zone: Zone) -> tuple[int, ...]:
         """How many free blocks of each order a zone has."""
         chosen = (self.blocks["zone"] == zone.index) & (self.blocks["node"] == zone.node)
@@ -140,7 +145,7 @@ def _between_readings(guest: Guest, pid: int) -> FreeLists | None:
     with suppress(NoSuchTask):
         while time.monotonic() < deadline:
             with guest.paused():
-                if guest.task(pid).comm == _READY and lists is None:
+                if guest.task(pid).comm == _READY and (lists is None or not lists.settled):
                     lists = FreeLists.read(guest)
             time.sleep(0.05)
     return lists
