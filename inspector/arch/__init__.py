@@ -6,6 +6,7 @@ from inspector.arch.format import EntryFlag, EntryKind, Level, PagingFormat, Sha
 from inspector.arch.scanner import LEAF, MAPPING, TABLE, Right, scan, survey, translate
 from inspector.arch.space import AddressSpace
 from inspector.arch.still import StillSpace
+from inspector.arch.stretches import Pieces, Stretches
 from inspector.arch.walker import FaultKind, Walk, WalkFault, WalkStep, walk
 from inspector.arch.x86_64 import X86_64_4LEVEL, X86_64_5LEVEL, paging_of, x86_64
 
@@ -21,9 +22,11 @@ __all__ = [
     "FaultKind",
     "Level",
     "PagingFormat",
+    "Pieces",
     "Right",
     "Shape",
     "StillSpace",
+    "Stretches",
     "Walk",
     "WalkFault",
     "WalkStep",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inspector.arch.format import Level, PagingFormat, Shape
 from inspector.errors import CorruptGuest
-from inspector.memory import PhysicalMemory
+from inspector.memory import BulkMemory
 from inspector.units import PhysAddr
 
 U64 = np.dtype(np.uint64)
@@ -50,7 +50,7 @@ _TABLES_AT_ONCE = 1024  # 4 MiB of entries: what is in flight stays small and ne
 
 
 def scan(
-    memory: PhysicalMemory,
+    memory: BulkMemory,
     format: PagingFormat,
     root: PhysAddr,
     start: int = 0,
@@ -84,30 +84,31 @@ def scan(
 
 
 def survey(
-    memory: PhysicalMemory,
+    memory: BulkMemory,
     format: PagingFormat,
     roots: NDArray[np.uint64],
+    origins: NDArray[np.uint32] | None = None,
     start: int = 0,
-    end: int = 1 << 64,
-    *,
     known: NDArray[np.uint64] | None = None,
     limit: int = LIMIT,
 ) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """All below many roots at once: (LEAF rows in no order, TABLE rows by address).
+    """All from `start` on below many roots at once: (LEAF rows in no order, TABLE rows by address).
 
-    A table that many entries lead to is read once and has one row, for the first of its roots; those at the
-    addresses `known`, in order, are left out. Raises as scan().
+    `origins` are what rows have for their `root`, by default the root's index. A table that many entries lead
+    to is read once and has one row, for the first of its roots; those at the addresses `known`, in order, are
+    left out. Raises as scan().
     """
     known = np.empty(0, U64) if known is None else known
+    origins = np.arange(len(roots), dtype=np.uint32) if origins is None else origins
     leaves: list[NDArray[np.void]] = [np.empty(0, LEAF)]
     found = [np.zeros(len(roots), TABLE)]
-    found[0]["pa"], found[0]["root"] = roots, np.arange(len(roots))
+    found[0]["pa"], found[0]["root"] = roots, origins
     depth = {id(level): place for place, level in enumerate(format.levels)}
-    for level, part in _levels(memory, format, roots, start, end, limit, known):
+    for level, part in _levels(memory, format, roots, start, 1 << 64, limit, known, origins):
         for shape in level.shapes:
-            vas, entries, _, origins = part.at(_chosen(shape, part.entries))
+            vas, entries, _, whose = part.at(_chosen(shape, part.entries))
             rows = np.empty(len(vas), LEAF if shape.leaf else TABLE)
-            rows["va"], rows["pa"], rows["root"] = vas, entries & np.uint64(shape.address), origins
+            rows["va"], rows["pa"], rows["root"] = vas, entries & np.uint64(shape.address), whose
             if shape.leaf:
                 rows["size"] = level.span
                 leaves.append(rows)
@@ -150,13 +151,14 @@ class _Entries(NamedTuple):
 
 
 def _levels(
-    memory: PhysicalMemory,
+    memory: BulkMemory,
     format: PagingFormat,
     roots: NDArray[np.uint64],
     start: int,
     end: int,
     limit: int,
     known: NDArray[np.uint64] | None = None,
+    origins: NDArray[np.uint32] | None = None,
 ) -> Iterator[tuple[Level, _Entries]]:
     """Every entry in [start, end) that is not zero, level by level; with `known` (survey) no table twice."""
     start, last = max(start, 0), min(end, 1 << 64) - 1
@@ -164,7 +166,8 @@ def _levels(
         return
     whole = start == 0 and last == (1 << 64) - 1
     every = np.full(len(roots), Right.W | Right.U | Right.X, np.uint8)
-    tables = _Tables(roots, np.zeros(len(roots), U64), every, np.arange(len(roots), dtype=np.uint32))
+    origins = np.arange(len(roots), dtype=np.uint32) if origins is None else origins
+    tables = _Tables(roots, np.zeros(len(roots), U64), every, origins)
     for level in format.levels:
         if len(tables.pas) * level.entries > limit:
             raise CorruptGuest(
@@ -196,7 +199,7 @@ def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.
 
 
 def translate(
-    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
+    memory: BulkMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The physical address of each virtual one (0 where it does not translate), and which do."""
     pas, sizes = resolve(memory, format, root, vas)
@@ -204,7 +207,7 @@ def translate(
 
 
 def resolve(
-    memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
+    memory: BulkMemory, format: PagingFormat, root: PhysAddr, vas: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """As translate(), with the page size of each address in bytes: 0 where it does not translate."""
     pas, sizes = np.zeros(len(vas), U64), np.zeros(len(vas), U64)
@@ -232,7 +235,7 @@ def resolve(
     return pas, sizes
 
 
-def _entries(memory: PhysicalMemory, format: PagingFormat, level: Level, tables: _Tables) -> _Entries:
+def _entries(memory: BulkMemory, format: PagingFormat, level: Level, tables: _Tables) -> _Entries:
     """The entries of these tables that are not zero."""
     entries = memory.gather(tables.pas, format.entry_type, level.entries)[0].reshape(-1)
     used = np.flatnonzero(entries)

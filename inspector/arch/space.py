@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from inspector.arch import scanner
 from inspector.arch.format import PagingFormat
-from inspector.arch.scanner import LIMIT, U64
+from inspector.arch.scanner import LIMIT, MAPPING, U64
+from inspector.arch.stretches import Pieces, Stretches
 from inspector.arch.walker import Walk, walk
 from inspector.errors import PageFault
 from inspector.memory import PhysicalMemory
@@ -146,6 +147,11 @@ class AddressSpace:
         return scanner.scan(
             self.memory, self.format, self.root, start, end, nonpresent=nonpresent, limit=limit
         )
+
+    def overlaps(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> Pieces:
+        """What is mapped of the ranges [start, end), in pieces that are contiguous in both memories."""
+        leaves = self.scan(int(starts.min()), int(ends.max())) if len(starts) else np.empty(0, MAPPING)
+        return Stretches(leaves).overlaps(starts, ends)
 
     def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Of each address the physical one, and how many bytes from there on lie behind it: 0 for none."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import StillSpace
 from inspector.errors import BadFormat, CorruptGuest
 from inspector.symbols import Kernel
 from inspector.symbols.types import Field
@@ -105,16 +104,13 @@ def mapped_frames(kernel: Kernel, starts: NDArray[np.uint64], ends: NDArray[np.u
     """
     if not len(starts):
         return np.empty(0, RANGE_FRAME)
-    space, page = kernel.space, kernel.space.format.page_size
+    page = kernel.space.format.page_size
     order = np.argsort(starts, kind="stable")
     first, last = starts[order], ends[order]
     last = np.where(last > first, last + np.uint64(page - 1) & np.uint64(-page & _ADDRESS), first)
     first &= np.uint64(-page & _ADDRESS)
     np.minimum(last[:-1], first[1:], out=last[:-1])
-    if not isinstance(space, StillSpace):
-        leaves = space.scan(int(first[0]), int(last.max()))
-        space = StillSpace(space.memory, space.format, space.root, leaves)
-    which, vas, pas, sizes = space.overlaps(first, last)
+    which, vas, pas, sizes = kernel.space.overlaps(first, last)
     counts = (sizes // np.uint64(page)).astype(np.int64)
     total = int(counts.sum())
     if total > _MAX_FRAMES:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import StillSpace
 from inspector.errors import BadFormat, CorruptGuest, NoSuchFrame
 from inspector.kernel.recall import recall
 from inspector.symbols import Kernel, StructView
@@ -149,20 +148,11 @@ class MemMap:
     @cached_property
     def _extents(self) -> list[tuple[int, float, int]]:
         """Physically contiguous stretches of the array: (virtual start, end exclusive, physical start)."""
-        space, start, end = (
-            self.kernel.space,
-            self.address(self.runs[0][0]),
-            self.base + self.end * self.struct_size,
-        )
-        if isinstance(space, StillSpace):
-            return [(va, va + size, pa) for va, pa, size in space.stretches(start, end)]
-        leaves = space.scan(start, end)
-        if not len(leaves):
-            return []
-        vas, pas, ends = leaves["va"], leaves["pa"], leaves["va"] + leaves["size"]
-        breaks = np.flatnonzero((vas[1:] != ends[:-1]) | (pas[1:] != pas[:-1] + leaves["size"][:-1]))
-        firsts, lasts = np.concatenate(([0], breaks + 1)), np.concatenate((breaks, [len(leaves) - 1]))
-        return list(zip(vas[firsts].tolist(), ends[lasts].tolist(), pas[firsts].tolist(), strict=True))
+        bounds = [self.address(self.runs[0][0])], [self.base + self.end * self.struct_size]
+        pieces = self.kernel.space.overlaps(*(np.array(bound, np.uint64) for bound in bounds))
+        return [
+            (va, va + size, pa) for va, pa, size in zip(*(each.tolist() for each in pieces[1:]), strict=True)
+        ]
 
     def view(self, pfn: Pfn) -> StructView:
         """A PFN's struct page. Raises NoSuchFrame."""

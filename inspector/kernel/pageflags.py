@@ -92,7 +92,7 @@ def _tests(kernel: Kernel) -> dict[str, tuple[int, int]]:
     if kernel.types.has("page", "mem_cgroup"):
         bits = {"kmemcg": 0x200, "table": 0x400, "guard": 0x800}  # a table may be charged for too
     for name in ("buddy", "offline", "slab"):
-        number = kernel.vmcoreinfo.numbers.get(f"PAGE_{name.upper()}_MAPCOUNT_VALUE")
+        number = kernel.vmcoreinfo.get_number(f"PAGE_{name.upper()}_MAPCOUNT_VALUE")
         if number is not None:
             bits[name] = ~number & 0xFFFFFFFF
     return {name: (_BASE | bit, _BASE) for name, bit in bits.items()}

@@ -214,7 +214,7 @@ def prot_none_pfn(kernel: Kernel, entry: int) -> Pfn | None:
 
 def _pfn_mask(kernel: Kernel) -> int:
     """SWP_PFN_MASK: a page's age and dirt stand above its PFN, since 2e3468778dbe (6.1)."""
-    bits = kernel.vmcoreinfo.numbers.get("MAX_PHYSMEM_BITS")
+    bits = kernel.vmcoreinfo.get_number("MAX_PHYSMEM_BITS")
     page_bits = kernel.space.format.page_size.bit_length() - 1
     known = bits is not None and 0 < bits - page_bits <= _OFFSET_BITS
     return (1 << (bits - page_bits if bits is not None and known else _OFFSET_BITS)) - 1

@@ -1,7 +1,7 @@
 """Answers that are kept with all that they were read from: asked again, what was read is compared.
 
-Structures that seldom change (the resource tree, the list of slab caches, modules, mounts) take a walk from
-pointer to pointer. Whether one is still as it was takes a single bulk read, and then the answer is too.
+Structures that seldom change (the resource tree, the list of slab caches, modules, page tables) take a walk
+from pointer to pointer. Whether one is still as it was takes a single bulk read, and then the answer is too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import AddressSpace, Walk
+from inspector.arch import AddressSpace, Pieces, Stretches, Walk, survey
+from inspector.memory import BulkMemory
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
 
@@ -23,8 +24,25 @@ _U64 = np.dtype(np.uint64)
 _IN_WORD = np.uint64(7)
 _REMEMBERED = {name for name, value in vars(Kernel).items() if isinstance(value, cached_property)}
 _MAX_BYTES = 1 << 19  # that one answer read: from there on comparing is no longer cheap
+_MAX_MAPPED = 64  # questions of one answer to the page tables
+_MAX_TABLES = 2048  # page tables of one answer: 8 MiB
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """What an address space said of where something is mapped."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    answer: Any
+
+    def holds(self, space: AddressSpace) -> bool:
+        now = getattr(space, self.method)(*self.arguments)
+        if not isinstance(now, tuple):
+            return bool(now == self.answer)
+        return all(np.array_equal(one, other) for one, other in zip(now, self.answer, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +50,13 @@ class _Known:
     arguments: tuple[Any, ...]
     words: NDArray[np.uint64]  # where all was read, in words
     values: NDArray[np.uint64]  # what was there
+    mapped: tuple[_Mapped, ...]
     answer: Any
+
+    def holds(self, space: AddressSpace) -> bool:
+        values, ok = space.gather(self.words, _U64)
+        same = bool(ok.all()) and np.array_equal(values, self.values)
+        return same and all(each.holds(space) for each in self.mapped)
 
 
 def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -42,7 +66,7 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
     compared with ==.
     """
     known = kernel.recalled.get(question)
-    if known is not None and known.arguments == arguments and _same(kernel.space, known):
+    if known is not None and known.arguments == arguments and known.holds(kernel.space):
         answer: Answer = known.answer
         return answer
     listening = copy(kernel)
@@ -58,11 +82,6 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
     return answer
 
 
-def _same(space: AddressSpace, known: _Known) -> bool:
-    values, ok = space.gather(known.words, _U64)
-    return bool(ok.all()) and np.array_equal(values, known.values)
-
-
 class _ListeningSpace(AddressSpace):
     """Reads through another space, and notes where and what."""
 
@@ -70,10 +89,11 @@ class _ListeningSpace(AddressSpace):
         super().__init__(space.memory, space.format, space.root)
         self._space = space
         self._notes: list[tuple[NDArray[np.uint64], int, bytes]] = []  # addresses, bytes at each, all bytes
+        self._mapped: list[_Mapped] = []
         self._total = 0
         self._whole = True
 
-    def heard(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]] | None:
+    def heard(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], tuple[_Mapped, ...]] | None:
         """Every aligned word that a byte was read of, and its value; None where that is not all there was.
 
         Nor where a byte is another one by now: a guest that runs may write while it is read.
@@ -88,7 +108,7 @@ class _ListeningSpace(AddressSpace):
         values, ok = self._space.gather(words, _U64)
         now = values.view(np.uint8)[which * 8 + (at & _IN_WORD).astype(np.int64)]
         read = np.frombuffer(b"".join(data for _, _, data in self._notes), np.uint8)
-        return (words, values) if ok.all() and np.array_equal(now, read) else None
+        return (words, values, tuple(self._mapped)) if ok.all() and np.array_equal(now, read) else None
 
     def read(self, va: VirtAddr, size: int) -> bytes:
         data = self._space.read(va, size)
@@ -116,18 +136,80 @@ class _ListeningSpace(AddressSpace):
 
     # Where something lies may change without a byte of it.
 
+    def translate(self, va: VirtAddr) -> PhysAddr | None:
+        return self._note_mapped(self._space.translate(va), "translate", va)
+
+    def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        return self._note_mapped(self._space.locate(vas), "locate", vas.copy())
+
+    def overlaps(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> Pieces:
+        return self._note_mapped(self._space.overlaps(starts, ends), "overlaps", starts.copy(), ends.copy())
+
+    def _note_mapped(self, answer: Answer, method: str, *arguments: Any) -> Answer:
+        self._whole &= len(self._mapped) < _MAX_MAPPED
+        if self._whole:
+            self._mapped.append(_Mapped(method, arguments, answer))
+        return answer
+
     def walk(self, va: VirtAddr) -> Walk:
         self._whole = False
         return self._space.walk(va)
 
-    def translate(self, va: VirtAddr) -> PhysAddr | None:
-        self._whole = False
-        return self._space.translate(va)
-
-    def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        self._whole = False
-        return self._space.locate(vas)
-
     def scan(self, *args: Any, **kwargs: Any) -> NDArray[np.void]:
         self._whole = False
         return self._space.scan(*args, **kwargs)
+
+
+class Surveyed:
+    """What arch.survey() found, with all the entries that it read."""
+
+    def __init__(self, kernel: Kernel, arguments: tuple[Any, ...]) -> None:
+        self._arguments = arguments
+        memory = _ListeningMemory(kernel.memory)
+        self.leaves, self.tables = survey(memory, kernel.space.format, *arguments)
+        self._read = memory.notes if len(self.tables) <= _MAX_TABLES else None
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """All leaves, joined."""
+        return Stretches(self.leaves)
+
+    def holds(self, kernel: Kernel, arguments: tuple[Any, ...]) -> bool:
+        """Whether another survey with these arguments would find the same."""
+        return (
+            self._read is not None
+            and all(np.array_equal(one, other) for one, other in zip(arguments, self._arguments, strict=True))
+            and all(np.array_equal(kernel.memory.gather(*where)[0], entries) for where, entries in self._read)
+        )
+
+
+class _ListeningMemory:
+    """Reads through another memory, and notes where and what."""
+
+    def __init__(self, memory: BulkMemory) -> None:
+        self._memory = memory
+        self.notes: list[tuple[tuple[NDArray[np.uint64], np.dtype[Any], int], NDArray[Any]]] = []
+
+    def gather(
+        self, addresses: NDArray[np.uint64], dtype: np.dtype[Any], count: int = 1
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As PhysicalMemory's."""
+        found = self._memory.gather(addresses, dtype, count)
+        self.notes.append(((addresses, dtype, count), found[0]))
+        return found
+
+
+def recall_survey(
+    kernel: Kernel,
+    name: str,
+    roots: NDArray[np.uint64],
+    origins: NDArray[np.uint32],
+    start: int = 0,
+    known: NDArray[np.uint64] | None = None,
+) -> Surveyed:
+    """arch.survey() below many roots, or the last one of this `name` where every page table is as it was."""
+    arguments = (roots, origins, start, known)
+    last: Surveyed | None = kernel.recalled.get(name)
+    if last is None or not last.holds(kernel, arguments):
+        last = kernel.recalled[name] = Surveyed(kernel, arguments)
+    return last

@@ -352,7 +352,7 @@ def _structs(memmap: MemMap, pfns: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 def _marked(kernel: Kernel, memmap: MemMap, first: Pfn, end: Pfn) -> NDArray[np.bool_]:
     """Which pages are the first of a slab: only those carry the mark."""
-    mark = kernel.vmcoreinfo.numbers.get("PAGE_SLAB_MAPCOUNT_VALUE")
+    mark = kernel.vmcoreinfo.get_number("PAGE_SLAB_MAPCOUNT_VALUE")
     if mark is not None:  # a page type since 46df8e73a4a3 (6.10)
         word = memmap.column(first, end, "page_type", "<u4")
         return np.asarray(word == np.uint32(mark & 0xFFFFFFFF))

@@ -25,7 +25,20 @@ class RamBlock:
         return PhysAddr(self.start + self.size)
 
 
-class PhysicalMemory(Protocol):
+class BulkMemory(Protocol):
+    """Guest-physical memory that is read at many addresses at once: all that a scan of page tables needs."""
+
+    def gather(
+        self, addresses: NDArray[np.uint64], dtype: np.dtype[Any], count: int = 1
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """`count` items of `dtype` at each address: values of shape (n,), or (n, count), and which are RAM.
+
+        What is not RAM reads as zeros. Any alignment works; natural alignment is fastest.
+        """
+        ...
+
+
+class PhysicalMemory(BulkMemory, Protocol):
     """Guest-physical memory. Reads never touch an address outside `blocks`."""
 
     @property
@@ -39,15 +52,6 @@ class PhysicalMemory(Protocol):
 
     def array(self, address: PhysAddr, size: int) -> NDArray[np.uint8]:
         """The bytes, read-only: a view where one block holds them all, else a copy. Raises OutsideRam."""
-        ...
-
-    def gather(
-        self, addresses: NDArray[np.uint64], dtype: np.dtype[Any], count: int = 1
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """`count` items of `dtype` at each address: values of shape (n,), or (n, count), and which are RAM.
-
-        What is not RAM reads as zeros. Any alignment works; natural alignment is fastest.
-        """
         ...
 
     def contains(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.bool_]:

@@ -83,6 +83,10 @@ class Vmcoreinfo:
             raise NoSuchSymbol(f"VMCOREINFO has no number {name!r}")
         return self._int(value, 0)
 
+    def get_number(self, name: str) -> int | None:
+        """The same; None where this kernel does not tell it."""
+        return self.number(name) if self.has(f"NUMBER({name})") else None
+
     def size(self, name: str) -> int:
         """A type's size in bytes. Raises NoSuchType."""
         value = self.values.get(f"SIZE({name})")
@@ -108,11 +112,6 @@ class Vmcoreinfo:
     def symbols(self) -> dict[str, VirtAddr]:
         """Every SYMBOL line: name to address."""
         return {name: self.symbol(name) for name in self._names("SYMBOL")}
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """Every NUMBER line: name to value."""
-        return {name: self.number(name) for name in self._names("NUMBER")}
 
     def _names(self, kind: str) -> Iterator[str]:
         for key in self.values:

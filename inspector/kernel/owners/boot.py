@@ -8,20 +8,25 @@ from inspector.errors import InspectorError
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
+from inspector.kernel.recall import recall
 from inspector.kernel.resources import iomem
 from inspector.kernel.swiotlb import bounce_buffer
 from inspector.kernel.zones import nodes
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
 
-_RESERVED = (Owner.RESERVED,)
+Run = tuple[int, int, Owner, str, Owner]
+"""Physical start and end, the owner, its label, and which owner it takes the place of."""
 
 
 def paint(canvas: Canvas) -> None:
     """Firmware, the image and what symbols lead to in boot memory."""
-    _resources(canvas)
-    _boot_memory(canvas)
-    _first_percpu_chunk(canvas)
+    canvas.paint_reserved(recall(canvas.kernel, _runs))
+
+
+def _runs(kernel: Kernel) -> list[Run]:
+    end = MemMap(kernel).end * kernel.space.format.page_size
+    return [*_resources(kernel, end), *_boot_memory(kernel), *_first_percpu_chunk(kernel)]
 
 
 def paint_zero_pages(canvas: Canvas) -> None:
@@ -36,45 +41,42 @@ def paint_zero_pages(canvas: Canvas) -> None:
         canvas.paint_run(start, end, Owner.HUGE_ZERO_PAGE, over=every)
 
 
-def _resources(canvas: Canvas) -> None:
+def _resources(kernel: Kernel, end: int) -> Iterator[Run]:
     """What the resource tree says of memory that the page allocator never had."""
-    resources = iomem(canvas.kernel)
+    resources = iomem(kernel)
     border = 0
     for resource in sorted(resources, key=lambda resource: resource.start):
         if resource.depth == 0 and "SYSRAM" in resource.flag_names:
-            canvas.paint_run(border, resource.start, Owner.FIRMWARE, over=_RESERVED)
+            yield border, resource.start, Owner.FIRMWARE, "", Owner.RESERVED
             border = resource.end
-    canvas.paint_run(border, len(canvas.owner) * canvas.page_size, Owner.FIRMWARE, over=_RESERVED)
+    yield border, end, Owner.FIRMWARE, "", Owner.RESERVED
     for resource in resources:
         if resource.depth == 0 and "SYSRAM" not in resource.flag_names:
-            canvas.paint_run(
-                resource.start, resource.end, Owner.FIRMWARE, resource.name, over=(Owner.FIRMWARE,)
-            )
+            yield resource.start, resource.end, Owner.FIRMWARE, resource.name, Owner.FIRMWARE
         elif resource.name.startswith("Kernel "):
             # What of it boot gave back, such as the unused part of .bss..decrypted, is not reserved.
             label = resource.name.removeprefix("Kernel ")
-            canvas.paint_run(resource.start, resource.end, Owner.KERNEL_IMAGE, label, _RESERVED)
+            yield resource.start, resource.end, Owner.KERNEL_IMAGE, label, Owner.RESERVED
 
 
-def _boot_memory(canvas: Canvas) -> None:
+def _boot_memory(kernel: Kernel) -> Iterator[Run]:
     """What was taken before there was a page allocator, as far as symbols lead to it."""
-    kernel = canvas.kernel
     text = kernel.symbol("_text")
     start = kernel.virt_to_phys(text)
     # _end itself need not be mapped.
     end = start + kernel.symbol("_end") - text
-    canvas.paint_run(start, end, Owner.KERNEL_IMAGE, "brk and padding", _RESERVED)
+    yield start, end, Owner.KERNEL_IMAGE, "brk and padding", Owner.RESERVED
     # fc4f4be9b5271 (5.13) keeps the first MiB, where real-mode code and the firmware's habits are.
-    canvas.paint_run(0, 1 << 20, Owner.RESERVED, "first MiB", _RESERVED)
+    yield 0, 1 << 20, Owner.RESERVED, "first MiB", Owner.RESERVED
     for node in nodes(kernel):
         start = kernel.virt_to_phys(node.address)
-        canvas.paint_run(start, start + node.type.size, Owner.RESERVED, "struct pglist_data", _RESERVED)
+        yield start, start + node.type.size, Owner.RESERVED, "struct pglist_data", Owner.RESERVED
     if bounce := bounce_buffer(kernel):
-        canvas.paint_run(bounce.start, bounce.end, Owner.RESERVED, "swiotlb", _RESERVED)
+        yield bounce.start, bounce.end, Owner.RESERVED, "swiotlb", Owner.RESERVED
     for at, size, label in _boot_tables(kernel):
         phys = at - kernel.page_offset
         if phys >= 0:
-            canvas.paint_run(phys, phys + size, Owner.RESERVED, label, _RESERVED)
+            yield phys, phys + size, Owner.RESERVED, label, Owner.RESERVED
 
 
 def _boot_tables(kernel: Kernel) -> Iterator[tuple[int, int, str]]:
@@ -92,9 +94,9 @@ def _boot_tables(kernel: Kernel) -> Iterator[tuple[int, int, str]]:
         yield kernel.word("mem_section"), size, "mem_section"
 
 
-def _first_percpu_chunk(canvas: Canvas) -> None:
+def _first_percpu_chunk(kernel: Kernel) -> Iterator[Run]:
     """The chunk that boot memory holds: one unit a CPU (mm/percpu.c, pcpu_unit_offsets)."""
-    kernel, symbols = canvas.kernel, canvas.kernel.symbols
+    symbols = kernel.symbols
     if not all(name in symbols for name in ("pcpu_base_addr", "pcpu_unit_size", "pcpu_unit_offsets")):
         return
     base = kernel.word("pcpu_base_addr")
@@ -102,14 +104,14 @@ def _first_percpu_chunk(canvas: Canvas) -> None:
     chunk = kernel.word("pcpu_first_chunk") if "pcpu_first_chunk" in symbols else 0
     if chunk:  # the dynamic part, which is the last: boot gave back the rest of each unit, and used it anew
         dynamic = kernel.view("pcpu_chunk", VirtAddr(chunk))
-        end = dynamic.ptr("base_addr") + dynamic.int("nr_pages") * canvas.page_size
+        end = dynamic.ptr("base_addr") + dynamic.int("nr_pages") * kernel.space.format.page_size
         size = min(max(end - base, 0), size)
     offsets = kernel.word("pcpu_unit_offsets")
     for cpu in kernel.possible_cpus:
         start = base + kernel.space.u64(VirtAddr(offsets + cpu * kernel.pointer_size))
         phys = kernel.space.translate(VirtAddr(start & kernel.pointer_mask))
         if phys is not None:
-            canvas.paint_run(phys, phys + size, Owner.PERCPU, f"CPU {cpu}", _RESERVED)
+            yield phys, phys + size, Owner.PERCPU, f"CPU {cpu}", Owner.RESERVED
 
 
 def _huge_zero(kernel: Kernel, memmap: MemMap) -> PhysAddr | None:

@@ -117,6 +117,20 @@ class Canvas:
             self.owner[places] = owner
             self.detail[places] = self.label(label)
 
+    def paint_reserved(self, runs: Sequence[tuple[int, int, Owner, str, Owner]]) -> None:
+        """Many physical ranges of what is reserved now: each has an owner, a label, and whose place it takes."""
+        pfns = self.owned(Owner.RESERVED)
+        owners, details = self.owner[pfns], np.zeros(len(pfns), np.uint32)
+        starts = [start // self.page_size for start, *_ in runs]
+        ends = [-(-end // self.page_size) for _, end, *_ in runs]
+        places = np.searchsorted(pfns, starts).tolist(), np.searchsorted(pfns, ends).tolist()
+        for first, last, (_, _, owner, label, over) in zip(*places, runs, strict=True):
+            if first < last:
+                chosen = owners[first:last] == over
+                owners[first:last][chosen] = owner
+                details[first:last][chosen] = self.label(label)
+        self.owner[pfns], self.detail[pfns] = owners, details
+
     def paint_blocks(
         self, pfns: NDArray[np.uint64], orders: NDArray[np.uint8], owner: Owner, details: NDArray[np.uint32]
     ) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest, KernelError
 from inspector.kernel import ksyms, modules, slabs, vmalloc
 from inspector.kernel.bulk import mapped_frames
+from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
@@ -17,19 +19,20 @@ from inspector.units import VirtAddr
 
 _MAX_FTRACE_PAGES = 1 << 16
 _MAX_ORDER = 20
+
+Frames = tuple[NDArray[np.uint64], Owner, list[str], NDArray[np.uint32]]
+"""PFNs, their owner, and for each which of the texts is its label."""
+
 _MOVABLE = np.uint64(2)  # PAGE_MAPPING_MOVABLE, alone in the low bits of page->mapping
 
 
 def paint(canvas: Canvas) -> None:
     """mem_map, modules, vmalloc and per-CPU memory; slabs and marked pages."""
-    _memmap(canvas)
-    loaded = modules.modules(canvas.kernel)
-    found = modules.module_frames(canvas.kernel, loaded)
-    names = canvas.labelled([module.name for module in loaded])
-    canvas.paint(found["pfn"], Owner.MODULE, names[found["index"]] if len(found) else 0)
-    _vmalloc(canvas)
+    for frames in (_memmap, _modules, _vmalloc):
+        for pfns, owner, texts, which in recall(canvas.kernel, frames):
+            canvas.paint(pfns, owner, canvas.labelled(texts)[which])
     _slabs(canvas)
-    _marked(canvas, loaded)
+    _marked(canvas)
     _ftrace(canvas)
 
 
@@ -49,30 +52,35 @@ def stack_size(kernel: Kernel) -> int:
     raise KernelError("this kernel does not bound its first task's stack")
 
 
-def _memmap(canvas: Canvas) -> None:
-    memmap = canvas.memmap
-    runs = np.array(memmap.runs, np.uint64)
-    bounds = memmap.addresses(runs)
-    found = mapped_frames(canvas.kernel, bounds[:, 0], bounds[:, 1])
-    canvas.paint(found["pfn"], Owner.MEMMAP)
+def _memmap(kernel: Kernel) -> list[Frames]:
+    memmap = MemMap(kernel)
+    bounds = memmap.addresses(np.array(memmap.runs, np.uint64))
+    pfns = mapped_frames(kernel, bounds[:, 0], bounds[:, 1])["pfn"]
+    return [(pfns.copy(), Owner.MEMMAP, [""], np.zeros(len(pfns), np.uint32))]
 
 
-def _vmalloc(canvas: Canvas) -> None:
+def _modules(kernel: Kernel) -> list[Frames]:
+    loaded = modules.modules(kernel)
+    found = modules.module_frames(kernel, loaded)
+    return [(found["pfn"].copy(), Owner.MODULE, [module.name for module in loaded], found["index"].copy())]
+
+
+def _vmalloc(kernel: Kernel) -> list[Frames]:
     """Areas by caller; an ioremap()ed device has no struct page, or is not ours to give."""
-    table = vmalloc.busy_areas(canvas.kernel)
+    table = vmalloc.busy_areas(kernel)
     who, which = np.unique(table["caller"], return_inverse=True)
-    callers = recall(canvas.kernel, _callers, tuple(who.tolist()))
+    callers = _callers(kernel, who.tolist())
     percpu = np.array([caller.startswith("pcpu_") for caller in callers], np.bool_)[which]
-    details = canvas.labelled(callers)[which]
-    found = vmalloc.area_frames(canvas.kernel, table)
+    found = vmalloc.area_frames(kernel, table)
     io = (table["flags"] & np.uint64(vmalloc.VM_FLAGS["ioremap"])) != 0
-    pfns, index = found["pfn"], found["index"]
-    canvas.paint(pfns[(percpu & ~io)[index]], Owner.PERCPU)
-    rest = ~(percpu | io)[index]
-    canvas.paint(pfns[rest], Owner.VMALLOC, details[index[rest]] if len(table) else 0)
+    chunks, rest = found[(percpu & ~io)[found["index"]]], found[~(percpu | io)[found["index"]]]
+    return [
+        (chunks["pfn"].copy(), Owner.PERCPU, [""], np.zeros(len(chunks), np.uint32)),
+        (rest["pfn"].copy(), Owner.VMALLOC, callers, which[rest["index"]].astype(np.uint32)),
+    ]
 
 
-def _callers(kernel: Kernel, callers: tuple[int, ...]) -> list[str]:
+def _callers(kernel: Kernel, callers: list[int]) -> list[str]:
     """What %pS prints of each return address; nothing for none."""
     named = ksyms.symbolise(kernel, (each for each in callers if each), modules.modules(kernel))
     return [named.get(each, "") for each in callers]
@@ -115,7 +123,7 @@ def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:
     raise CorruptGuest("the blocks of ftrace records do not end")
 
 
-def _marked(canvas: Canvas, loaded: list[modules.Module]) -> None:
+def _marked(canvas: Canvas) -> None:
     """Pages whose page_type says what they are, or that a driver of a known kind can move."""
     kernel, frames = canvas.kernel, canvas.frames
     places = np.flatnonzero(canvas.owner[frames.used] == Owner.UNMARKED)
@@ -131,6 +139,6 @@ def _marked(canvas: Canvas, loaded: list[modules.Module]) -> None:
     if len(movers) and kernel.types.has("address_space_operations", "isolate_page"):
         at = movers + np.uint64(kernel.types.offsetof("address_space", "a_ops"))
         movers, _ = kernel.space.gather(at, np.dtype(np.uint64))
-    named = ksyms.symbolise(kernel, movers.tolist(), loaded)
+    named = ksyms.symbolise(kernel, movers.tolist(), modules.modules(kernel))
     labels = canvas.labelled([named[mover].partition("+")[0] for mover in movers.tolist()])
     canvas.paint(frames.used[movable].astype(np.uint64), Owner.MARKED, labels[which])

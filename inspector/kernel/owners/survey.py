@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import StillSpace, survey
+from inspector.arch import StillSpace
 from inspector.kernel.bulk import columns
 from inspector.kernel.cpus import idle_tasks, user_roots
-from inspector.kernel.recall import recall
+from inspector.kernel.recall import recall, recall_survey
 from inspector.kernel.tasks import task_views, user_end
 from inspector.symbols import Kernel
 from inspector.units import printable
@@ -45,9 +45,10 @@ class Survey:
     def of(cls, kernel: Kernel) -> Survey:
         """Read them. Raises CorruptGuest."""
         space, border = kernel.space, user_end(kernel)
-        leaves, tables = survey(kernel.memory, space.format, np.array([space.root], np.uint64), border)
+        nobody = np.zeros(1, np.uint32)
+        shared = recall_survey(kernel, "kernel", np.array([space.root], np.uint64), nobody, border)
         kernel = copy(kernel)
-        kernel.space = StillSpace(kernel.memory, space.format, space.root, leaves)
+        kernel.space = StillSpace(kernel.memory, space.format, space.root, shared.stretches)
 
         threads, idle = recall(kernel, _threads)
         every = np.concatenate((threads, idle))
@@ -62,12 +63,14 @@ class Survey:
         whose += own
         (pgd,) = columns(kernel, "mm_struct", spaces, "pgd")
         roots = kernel.space.locate(pgd)[0]
-        roots = np.concatenate((roots, user_roots(kernel, roots)))
+        whole, users = len(roots), user_roots(kernel, roots)
+        origins = np.tile(np.arange(whole, dtype=np.uint32), 1 + (len(users) > 0))
         # Kernel addresses may differ between address spaces: the LDT, and all of a user's root (KPTI).
-        found = survey(kernel.memory, space.format, roots, known=tables["pa"])
-        for rows in found:
-            rows["root"] %= max(len(spaces), 1)
-        (user_leaves, _), (user_tables, others) = (_halves(rows, border) for rows in found)
+        found = recall_survey(
+            kernel, "users", np.concatenate((roots, users)), origins, known=shared.tables["pa"]
+        )
+        user_leaves, _ = _halves(found.leaves, border)
+        user_tables, others = _halves(found.tables, border)
         others["root"] += 1
         return cls(
             kernel=kernel,
@@ -76,7 +79,7 @@ class Survey:
             spaces=tuple(whose[place] for place in first.tolist()),
             user_leaves=user_leaves,
             user_tables=user_tables,
-            kernel_tables=np.concatenate((tables, others)),
+            kernel_tables=np.concatenate((shared.tables, others)),
         )
 
 

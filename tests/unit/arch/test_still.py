@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from inspector.arch import AddressSpace, StillSpace
+from inspector.arch import AddressSpace, StillSpace, Stretches
 from inspector.errors import PageFault
 from inspector.units import PhysAddr, VirtAddr
 
@@ -31,7 +31,7 @@ def both(tables: Tables) -> tuple[AddressSpace, StillSpace]:
     tables.map(0xFFFF_FFFF_FFFF_F000, ram + 3 * PAGE | P)
     tables.put(ram, Random(1).randbytes(_FRAMES * PAGE))
     space = tables.space
-    return space, StillSpace(space.memory, space.format, space.root, space.scan())
+    return space, StillSpace(space.memory, space.format, space.root, Stretches(space.scan()))
 
 
 def test_gather_agrees(both: tuple[AddressSpace, StillSpace]) -> None:
@@ -65,8 +65,8 @@ def test_a_gap_is_a_fault(both: tuple[AddressSpace, StillSpace], start: int, siz
 
 
 def test_stretches_are_contiguous_in_both_memories(both: tuple[AddressSpace, StillSpace]) -> None:
-    walking, still = both
-    first = walking.translate(VirtAddr(_BASE))
+    stretches = Stretches(both[0].scan())
+    first = both[0].translate(VirtAddr(_BASE))
     assert first is not None
     ram = first - 3 * PAGE
 
@@ -74,22 +74,23 @@ def test_stretches_are_contiguous_in_both_memories(both: tuple[AddressSpace, Sti
         return _BASE + place * PAGE, PhysAddr(ram + frame * PAGE), pages * PAGE
 
     all_of_them = [piece(0, 3, 3), piece(4, 6, 1), piece(5, 2, 1), piece(6, 1, 1), piece(9, 9, 1)]
-    assert still.stretches(_BASE, _BASE + MIB2) == all_of_them
-    assert still.stretches(_BASE + PAGE, _BASE + 5 * PAGE) == [piece(1, 4, 2), piece(4, 6, 1)]
-    assert still.stretches(_BASE + 3 * PAGE, _BASE + 4 * PAGE) == []
+    assert stretches.between(_BASE, _BASE + MIB2) == all_of_them
+    assert stretches.between(_BASE + PAGE, _BASE + 5 * PAGE) == [piece(1, 4, 2), piece(4, 6, 1)]
+    assert stretches.between(_BASE + 3 * PAGE, _BASE + 4 * PAGE) == []
     starts = np.array([_BASE + PAGE, _BASE + 3 * PAGE, _BASE + 6 * PAGE], np.uint64)
     ends = np.array([_BASE + 3 * PAGE, _BASE + 4 * PAGE, _BASE + 20 * PAGE], np.uint64)
-    found = zip(*(column.tolist() for column in still.overlaps(starts, ends)), strict=True)
-    assert list(found) == [(0, *piece(1, 4, 2)), (2, *piece(6, 1, 1)), (2, *piece(9, 9, 1))]
+    for space in both:
+        found = zip(*(column.tolist() for column in space.overlaps(starts, ends)), strict=True)
+        assert list(found) == [(0, *piece(1, 4, 2)), (2, *piece(6, 1, 1)), (2, *piece(9, 9, 1))]
 
 
 def test_nothing_mapped(tables: Tables) -> None:
     space = tables.space
-    still = StillSpace(space.memory, space.format, space.root, space.scan())
+    still = StillSpace(space.memory, space.format, space.root, Stretches(space.scan()))
     values, ok = still.gather(np.array([0, 0x1000, _BASE], np.uint64), np.dtype(np.uint64))
     assert not ok.any()
     assert not values.any()
-    assert still.stretches(0, 1 << 64) == []
+    assert Stretches(space.scan()).between(0, 1 << 64) == []
 
 
 @pytest.mark.parametrize("start", [-8, -1 << 70, (1 << 64) - 4, 1 << 64, 1 << 70])

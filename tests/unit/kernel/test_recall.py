@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from inspector.kernel.recall import recall
+from inspector.kernel.recall import Surveyed, recall, recall_survey
 from inspector.symbols import Kernel, Symbol, SymbolTable
 from inspector.units import VirtAddr
 
@@ -98,15 +98,49 @@ def test_bulk_reads_count_too(tiny: TinyKernel) -> None:
         assert recall(tiny, total) == expected
 
 
-def test_what_hangs_on_a_translation_is_not_kept(tiny: TinyKernel) -> None:
+@pytest.mark.parametrize("how", ["translate", "locate", "overlaps"])
+def test_what_hangs_on_where_something_is_mapped(tiny: TinyKernel, how: str) -> None:
+    """It is kept while the page tables say the same, and no longer."""
     asked: list[int] = []
 
-    def where(kernel: Kernel) -> int | None:
+    def where(kernel: Kernel) -> object:
         asked.append(kernel.space.u8(VirtAddr(_HEAD)))
-        return kernel.space.translate(VirtAddr(_HEAD))
+        start, end = np.array([_OTHER], np.uint64), np.array([_OTHER + 0x1000], np.uint64)
+        if how == "translate":
+            return kernel.space.translate(VirtAddr(_OTHER))
+        if how == "locate":
+            return int(kernel.space.locate(start)[0][0])
+        return int(kernel.space.overlaps(start, end)[2][0])
 
-    assert [recall(tiny, where) for _ in range(2)] == [_HEAD] * 2
+    tiny.put(0x2000, 0x3000 | 3)  # a table of 4 KiB pages in place of the 2 MiB page at 0 (SDM Vol. 3A, 4.5)
+    tiny.put(0x3000, *(page | 3 for page in range(0, 0x9000, 0x1000)))
+    tiny.space.flush()
+    assert [recall(tiny, where) for _ in range(3)] == [_OTHER] * 3
+    assert len(asked) == 1
+    tiny.put(0x3000 + 8 * 7, 0x5000 | 3)  # another page
+    tiny.space.flush()
+    assert recall(tiny, where) == _OTHER
+    assert len(asked) == 1
+    tiny.put(0x3000 + 8 * 6, 0x8000 | 3)
+    tiny.space.flush()
+    assert recall(tiny, where) == 0x8000
     assert len(asked) == 2
+
+
+def test_a_survey_is_made_anew_when_an_entry_is_another(tiny: TinyKernel) -> None:
+    def ask(known: int = 0) -> Surveyed:
+        roots = np.array([tiny.space.root], np.uint64)
+        return recall_survey(tiny, "all", roots, np.array([7], np.uint32), known=np.array([known], np.uint64))
+
+    tiny.put(0x2000, 0x3000 | 3)
+    tiny.put(0x3000, 0 | 3, 0x1000 | 3)
+    first = ask()
+    assert ask() is first
+    assert [size for *_, size in first.stretches.between(0, 1 << 20)] == [0x2000]
+    assert set(first.tables["root"].tolist()) == {7}
+    tiny.put(0x3000 + 8 * 2, 0x5000 | 3)
+    assert ask().leaves["pa"].tolist() == [0, 0x1000, 0x5000]
+    assert ask(known=0x3000).leaves["pa"].tolist() == []
 
 
 def test_a_byte_that_changes_under_the_reader(tiny: TinyKernel) -> None:

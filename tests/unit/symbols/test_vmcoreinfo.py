@@ -36,7 +36,7 @@ def test_each_kind_in_its_own_base() -> None:
     assert info.number("PAGE_BUDDY_MAPCOUNT_VALUE") == -129
     assert info.number("VMALLOC_START") == 0xFFFF_D560_0000_0000
     assert info.symbols == {"init_uts_ns": 0xFFFF_FFFF_855F_B000}
-    assert info.numbers.keys() == {"PAGE_BUDDY_MAPCOUNT_VALUE", "VMALLOC_START"}
+    assert (info.get_number("VMALLOC_START"), info.get_number("page")) == (0xFFFF_D560_0000_0000, None)
     assert info.has("SIZE(page)")
     assert not info.has("garbage")
 
@@ -78,7 +78,7 @@ def test_any_bytes_parse(noise: bytes) -> None:
     for ask in (
         lambda: info.kaslr_offset,
         lambda: info.symbols,
-        lambda: info.numbers,
+        lambda: [info.number(key[7:-1]) for key in info.values if key.startswith("NUMBER(")],
         lambda: info.page_size,
     ):
         with suppress(SymbolsError):
