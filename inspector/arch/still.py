@@ -23,17 +23,17 @@ class StillSpace(AddressSpace):
         self, memory: PhysicalMemory, format: PagingFormat, root: PhysAddr, stretches: Stretches
     ) -> None:
         super().__init__(memory, format, root)
-        self._stretches = stretches
+        self.stretches = stretches
 
     def overlaps(self, starts: NDArray[np.uint64], ends: NDArray[np.uint64]) -> Pieces:
-        return self._stretches.overlaps(starts, ends)
+        return self.stretches.overlaps(starts, ends)
 
     def locate(self, vas: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        return self._stretches.locate(vas)
+        return self.stretches.locate(vas)
 
     def _lookup(self, va: int) -> int | None:
         page = va & ~self._page_mask
-        found = self._stretches.between(page, page + 1)
+        found = self.stretches.between(page, page + 1)
         if not found:
             return None
         delta = found[0][1] - page
@@ -43,7 +43,7 @@ class StillSpace(AddressSpace):
     def _runs(self, va: VirtAddr, size: int) -> list[tuple[PhysAddr, int]]:
         runs: list[tuple[PhysAddr, int]] = []
         at = int(va)
-        for start, pa, length in self._stretches.between(va, va + size) if size else []:
+        for start, pa, length in self.stretches.between(va, va + size) if size else []:
             if start != at:
                 break
             runs.append((PhysAddr(pa), length))

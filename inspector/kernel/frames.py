@@ -56,8 +56,9 @@ class Frames:
     `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
     NO_MIGRATETYPE elsewhere: columns of `marks`, which are the last four bytes of a FRAME. `word` is
     _mapcount, which page types share. `used` are the PFNs that are neither holes nor free, in order:
-    `mapping` and `head`, the first PFN of the compound page (the PFN itself where there is none), are theirs
-    alone, a place each. `slabs` are the first PFNs of slabs, `slab_structs` the bytes of their struct pages.
+    `mapping`, `index` and `head`, the first PFN of the compound page (the PFN itself where there is none),
+    are theirs alone, a place each; `compound` are the places of those in compound pages. `slabs` are the
+    first PFNs of slabs, `slab_structs` the bytes of their struct pages.
     """
 
     flags: NDArray[np.uint64]
@@ -66,7 +67,9 @@ class Frames:
     marks: NDArray[np.uint8]
     used: NDArray[np.int64]
     mapping: NDArray[np.uint64]
+    index: NDArray[np.uint64]
     head: NDArray[np.int64]
+    compound: NDArray[np.int64]
     slabs: NDArray[np.int64]
     slab_structs: NDArray[np.uint8]
 
@@ -91,10 +94,19 @@ class Frames:
         return self.marks[:, _MIGRATETYPE]
 
 
-def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint8] | None = None) -> Frames:
+ROOM = 20
+"""Bytes a PFN that frames() needs for its columns."""
+
+
+def frames(
+    kernel: Kernel,
+    memmap: MemMap | None = None,
+    owners: NDArray[np.uint8] | None = None,
+    room: NDArray[np.uint8] | None = None,
+) -> Frames:
     """Read mem_map and the free lists; `owners` are what to put first in `marks`, by FrameState.
 
-    Raises CorruptGuest.
+    `room` is where the columns are put, ROOM bytes for each PFN. Raises CorruptGuest.
     """
     owners = np.zeros(len(FrameState), np.uint8) if owners is None else owners
     hole, free, per_cpu = (
@@ -102,8 +114,11 @@ def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint
     )
     memmap = memmap or MemMap(kernel)
     count, path = memmap.end, flags_path(kernel)
-    flags, refcount = np.zeros(count, np.uint64), np.zeros(count, np.int32)
-    word, marks = np.full(count, NO_TYPE, np.uint32), np.full(count, hole, np.uint32)
+    room = np.empty(count * ROOM, np.uint8) if room is None else room
+    flags, refcount = room[: count * 8].view(np.uint64), room[count * 8 : count * 12].view(np.int32)
+    word, marks = (room[count * 4 * place :][: count * 4].view(np.uint32) for place in (3, 4))
+    for first, end in memmap.holes:
+        flags[first:end], refcount[first:end], word[first:end], marks[first:end] = 0, 0, NO_TYPE, hole
     for first, end in memmap.parts():
         structs = memmap.structs(first, end)
         flags[first:end] = memmap.member(structs, path, "<u8")
@@ -111,47 +126,60 @@ def frames(kernel: Kernel, memmap: MemMap | None = None, owners: NDArray[np.uint
         word[first:end] = memmap.member(structs, "page_type", "<u4")
         marks[first:end] = _SOME
     _spread(marks, buddy.free_blocks(kernel, memmap, word), free)
-    unused = np.flatnonzero((refcount == 0) & (marks == _SOME)).astype(np.uint64)
-    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), per_cpu)
     used = np.flatnonzero(marks == _SOME)
+    unused = used[refcount[used] == 0].astype(np.uint64)
+    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), per_cpu)
+    used = used[marks[used] == _SOME]
     types = PageTypes(kernel)
-    mapping, words = np.empty(len(used), np.uint64), np.empty(len(used), np.uint64)
+    mapping, index, words, their_flags = np.empty((4, len(used)), np.uint64)
+    their_word, index_path = word[used], _index_path(kernel)
     slabs, slab_structs = [np.empty(0, np.int64)], [np.empty((0, memmap.struct_size), np.uint8)]
     for first, end in memmap.parts(_PART):
         low, high = np.searchsorted(used, (first, end))
         pfns = used[low:high]
         structs = memmap.structs(first, end).take(pfns - first, axis=0)
         mapping[low:high] = memmap.member(structs, "mapping", "<u8")
+        index[low:high] = memmap.member(structs, index_path, "<u8")
         words[low:high] = memmap.compound_words(structs)
-        some = np.flatnonzero(_are_slabs(kernel, types, flags[pfns], word[pfns]))
+        their_flags[low:high] = memmap.member(structs, path, "<u8")
+        some = np.flatnonzero(_are_slabs(kernel, types, their_flags[low:high], their_word[low:high]))
         slabs.append(some + low)
         slab_structs.append(structs[some])
     head = memmap.heads_of(used, words)
-    found = Frames(
+    states = _states(kernel, their_flags, their_word, mapping)
+    # A compound page's tails are what its head is.
+    tails = np.flatnonzero(head != used)
+    of_tails = head[tails]
+    places = np.minimum(np.searchsorted(used, of_tails), len(used) - 1)
+    known = used[places] == of_tails
+    states[tails[known]] = states[places[known]]
+    bits = flag_bits(kernel)
+    states[their_flags & np.uint64(1 << bits["reserved"]) != 0] = FrameState.RESERVED
+    marks[used] = np.array([_mark(int(owner), state) for state, owner in enumerate(owners)], np.uint32)[
+        states
+    ]
+    compound = their_flags & np.uint64(1 << bits["head"]) != 0
+    compound[tails] = flags[of_tails] & np.uint64(1 << bits["head"]) != 0
+    places = np.concatenate(slabs)
+    first_pages = (states[places] == FrameState.SLAB) & (head[places] == used[places])
+    return Frames(
         flags=flags,
         refcount=refcount,
         word=word,
         marks=marks.view(np.uint8).reshape(-1, 4),
         used=used,
         mapping=mapping,
+        index=index,
         head=head,
-        slabs=used[:0],
-        slab_structs=slab_structs[0],
+        compound=np.flatnonzero(compound),
+        slabs=used[places[first_pages]],
+        slab_structs=np.concatenate(slab_structs)[first_pages],
     )
-    their_flags, state = flags[used], found.state
-    states = _states(kernel, their_flags, word[used], mapping)
-    state[used] = states
-    # A compound page's tails are what its head is.
-    tails = np.flatnonzero(head != used)
-    of_head = state[head[tails]]
-    states[tails] = np.where(of_head > FrameState.PER_CPU, of_head, states[tails])
-    states[their_flags & np.uint64(1 << flag_bits(kernel)["reserved"]) != 0] = FrameState.RESERVED
-    state[used] = states
-    found.owner[used] = owners[states]
-    places = np.concatenate(slabs)
-    first_pages = (states[places] == FrameState.SLAB) & (head[places] == used[places])
-    found.slabs, found.slab_structs = used[places[first_pages]], np.concatenate(slab_structs)[first_pages]
-    return found
+
+
+def _index_path(kernel: Kernel) -> str:
+    """acc53a0b4c15 (6.16) kept the place in a file for the folio alone."""
+    return "index" if kernel.types.has("page", "index") else "__folio_index"
 
 
 def _spread(marks: NDArray[np.uint32], blocks: NDArray[np.void], mark: np.uint32) -> None:
@@ -159,17 +187,15 @@ def _spread(marks: NDArray[np.uint32], blocks: NDArray[np.void], mark: np.uint32
     values = np.full(len(blocks), mark).view(np.uint8).reshape(-1, 4)
     values[:, _ORDER], values[:, _MIGRATETYPE] = blocks["order"], blocks["migratetype"]
     words, orders, pfns = values.view(np.uint32)[:, 0], blocks["order"], blocks["pfn"]
+    sizes = np.uint64(1) << np.minimum(orders, _WIDEST).astype(np.uint64)
+    lost = np.flatnonzero((pfns & sizes - np.uint64(1) != 0) | (pfns + sizes > len(marks)))
+    if lost.size:
+        where = f"of order {orders[lost[0]]} cannot be at PFN {int(pfns[lost[0]]):#x}"
+        raise CorruptGuest(f"a free block {where}: see its alignment and end")
     for order in np.flatnonzero(np.bincount(orders)).tolist():
-        chosen = orders == order
-        places, size = pfns[chosen], 1 << min(order, _WIDEST)
-        lost = np.flatnonzero((places & np.uint64(size - 1) != 0) | (places + np.uint64(size) > len(marks)))
-        if lost.size:
-            where = f"PFN {int(places[lost[0]]):#x}"
-            raise CorruptGuest(
-                f"a free block of order {order} cannot be at {where}: see its alignment and end"
-            )
-        whole = marks[: len(marks) // size * size].reshape(-1, size)
-        whole[(places >> np.uint64(order)).astype(np.int64)] = words[chosen, None]
+        chosen = np.flatnonzero(orders == order)
+        whole = marks[: len(marks) >> order << order].reshape(-1, 1 << order)
+        whole[(pfns[chosen] >> np.uint64(order)).astype(np.int64)] = words[chosen, None]
 
 
 def _states(

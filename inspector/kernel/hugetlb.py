@@ -5,9 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.errors import CorruptGuest
 from inspector.kernel.bulk import columns
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import PageTypes, flags_path
+from inspector.symbols import Kernel, StructView
+from inspector.units import VirtAddr
+
+_MAX_HSTATES = 64  # HUGE_MAX_HSTATE is 2 on x86, 4 at most
+
+
+def hstates(kernel: Kernel) -> list[StructView]:
+    """Every struct hstate: a size of hugetlb page. Raises CorruptGuest."""
+    if "hugetlb_max_hstate" not in kernel.symbols:
+        return []
+    count = kernel.space.u32(kernel.symbol("hugetlb_max_hstate"))
+    if count > _MAX_HSTATES:
+        raise CorruptGuest(f"there are {count} sizes of huge pages")
+    first, size = kernel.symbol("hstates"), kernel.types.sizeof("hstate")
+    return [kernel.view("hstate", VirtAddr(first + i * size)) for i in range(count)]
 
 
 def are_hugetlb(

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import lists, swap, zones
+from inspector.kernel.hugetlb import hstates
 from inspector.kernel.vmalloc import vmalloc_end
 from inspector.kernel.vmstat import Counters, has_huge_pages, huge_pages, percpu_counter
 from inspector.symbols import Kernel, StructView
 from inspector.units import VirtAddr
 
 _MAX_INODES = 1 << 16
-_MAX_HSTATES, _MAX_ORDER = 64, 40
+_MAX_ORDER = 40
 _PLAIN = ("KernelStack", "VmallocTotal")  # counted in KiB, not in pages
 _DIRECT_MAP = (
     ("DirectMap4k", "PG_LEVEL_4K", 4),
@@ -159,7 +160,7 @@ class _Meminfo:
         if kbytes:
             allowed = kbytes // self.kib
         else:
-            huge = sum(state.int("nr_huge_pages") << _order(state) for state in _hstates(kernel))
+            huge = sum(state.int("nr_huge_pages") << _order(state) for state in hstates(kernel))
             ratio = kernel.space.u32(kernel.symbol("sysctl_overcommit_ratio"))
             allowed = (total - huge) * ratio // 100
         return allowed + (self._word("total_swap_pages") or 0)
@@ -171,7 +172,7 @@ class _Meminfo:
 
     def _hugetlb(self) -> Iterator[tuple[str, int]]:
         kernel = self.kernel
-        states = _hstates(kernel)
+        states = hstates(kernel)
         if not states:
             return
         index = kernel.space.u32(kernel.symbol("default_hstate_idx"))
@@ -201,17 +202,6 @@ class _Meminfo:
     def _word32(self, symbol: str) -> int | None:
         """An atomic_t; the low half of what 6e1fa555ec77 (6.13) made an atomic_long_t of."""
         return self.kernel.space.u32(self.kernel.symbol(symbol)) if symbol in self.kernel.symbols else None
-
-
-def _hstates(kernel: Kernel) -> list[StructView]:
-    """Every struct hstate: a size of hugetlb page."""
-    if "hugetlb_max_hstate" not in kernel.symbols:
-        return []
-    count = kernel.space.u32(kernel.symbol("hugetlb_max_hstate"))
-    if count > _MAX_HSTATES:
-        raise CorruptGuest(f"there are {count} sizes of huge pages")
-    first, size = kernel.symbol("hstates"), kernel.types.sizeof("hstate")
-    return [kernel.view("hstate", VirtAddr(first + i * size)) for i in range(count)]
 
 
 def _order(state: StructView) -> int:

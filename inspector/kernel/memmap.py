@@ -17,7 +17,7 @@ from inspector.symbols import Kernel, StructView
 from inspector.units import Pfn, PhysAddr, VirtAddr
 
 _HAS_MEM_MAP = 1 << 1  # SECTION_HAS_MEM_MAP
-_PART = 1 << 14  # PFNs: 1 MiB of struct pages
+_PART = 1 << 13  # PFNs: 512 KiB of struct pages
 _MAX_SECTIONS = 1 << 20
 _TAIL = np.uint64(1)  # of a tail page's compound_head or compound_info
 _LOWEST_MASK = np.uint64(0xFFFF_FFFF_C000_0000)  # no struct page lies so high, and no folio is so wide
@@ -43,16 +43,18 @@ class MemMap:
     @cached_property
     def runs(self) -> tuple[tuple[Pfn, Pfn], ...]:
         """Runs of PFNs with a struct page: (first, end exclusive), in order; between them lie holes."""
-        present = np.flatnonzero(self.sections("section_mem_map") & np.uint64(_HAS_MEM_MAP))
-        if not present.size:
-            raise CorruptGuest("no memory section is present: mem_section is not set up or not readable")
+        runs = recall(self.kernel, _runs)
         last = self.kernel.memory.blocks[-1]
-        if present[-1] * self.pages_per_section * self.page_size >= last.start + last.size:
-            raise CorruptGuest(f"memory section {present[-1]} is present, but RAM ends below it")
-        breaks = np.flatnonzero(np.diff(present) > 1)
-        firsts = present[np.concatenate(([0], breaks + 1))] * self.pages_per_section
-        lasts = (present[np.concatenate((breaks, [present.size - 1]))] + 1) * self.pages_per_section
-        return tuple((Pfn(int(a)), Pfn(int(b))) for a, b in zip(firsts, lasts, strict=True))
+        if (runs[-1][1] - self.pages_per_section) * self.page_size >= last.start + last.size:
+            section = runs[-1][1] // self.pages_per_section - 1
+            raise CorruptGuest(f"memory section {section} is present, but RAM ends below it")
+        return runs
+
+    @property
+    def holes(self) -> list[tuple[Pfn, Pfn]]:
+        """The PFNs between the runs, and below them."""
+        ends = [Pfn(0), *(end for _, end in self.runs)]
+        return list(zip(ends, (first for first, _ in self.runs), strict=False))
 
     @property
     def end(self) -> Pfn:
@@ -148,8 +150,9 @@ class MemMap:
     @cached_property
     def _extents(self) -> list[tuple[int, float, int]]:
         """Physically contiguous stretches of the array: (virtual start, end exclusive, physical start)."""
-        bounds = [self.address(self.runs[0][0])], [self.base + self.end * self.struct_size]
-        pieces = self.kernel.space.overlaps(*(np.array(bound, np.uint64) for bound in bounds))
+        bounds = self.address(self.runs[0][0]), self.base + self.end * self.struct_size
+        start, end = (np.array([min(bound, (1 << 64) - 1)], np.uint64) for bound in bounds)
+        pieces = self.kernel.space.overlaps(start, end)
         return [
             (va, va + size, pa) for va, pa, size in zip(*(each.tolist() for each in pieces[1:]), strict=True)
         ]
@@ -161,6 +164,17 @@ class MemMap:
     def sections(self, member: str) -> NDArray[np.uint64]:
         """A pointer-wide member of every struct mem_section, by number: they lie in pages of their own."""
         return recall(self.kernel, _sections, member)
+
+
+def _runs(kernel: Kernel) -> tuple[tuple[Pfn, Pfn], ...]:
+    memmap = MemMap(kernel)
+    present = np.flatnonzero(memmap.sections("section_mem_map") & np.uint64(_HAS_MEM_MAP))
+    if not present.size:
+        raise CorruptGuest("no memory section is present: mem_section is not set up or not readable")
+    breaks = np.flatnonzero(np.diff(present) > 1)
+    firsts = present[np.concatenate(([0], breaks + 1))] * memmap.pages_per_section
+    lasts = (present[np.concatenate((breaks, [present.size - 1]))] + 1) * memmap.pages_per_section
+    return tuple((Pfn(int(a)), Pfn(int(b))) for a, b in zip(firsts, lasts, strict=True))
 
 
 def _sections(kernel: Kernel, member: str) -> NDArray[np.uint64]:

@@ -18,6 +18,10 @@ _BASE = 0xF0000000  # PAGE_TYPE_BASE, up to 6.11
 
 def flag_bits(kernel: Kernel) -> dict[str, int]:
     """The bit of each page flag, PG_ left out; of several names for one bit the first (C: enum pageflags)."""
+    return kernel.layout(_flag_bits)
+
+
+def _flag_bits(kernel: Kernel) -> dict[str, int]:
     bits: dict[int, str] = {}
     for name, bit in kernel.types.enum("pageflags").items():
         if name.startswith("PG_"):
@@ -48,7 +52,7 @@ class PageTypes:
     """The types of pages that nobody's page tables map: they have their word in place of _mapcount."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self._tests = _tests(kernel)
+        self._tests = kernel.layout(_tests)
         self.names = ("", *self._tests)
 
     def name(self, word: int) -> str | None:

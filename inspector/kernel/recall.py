@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.arch import AddressSpace, Pieces, Stretches, Walk, survey
+from inspector.arch import AddressSpace, Pieces, StillSpace, Stretches, Walk, survey
 from inspector.memory import BulkMemory
 from inspector.symbols import Kernel
 from inspector.units import PhysAddr, VirtAddr
@@ -45,18 +45,31 @@ class _Mapped:
         return all(np.array_equal(one, other) for one, other in zip(now, self.answer, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     arguments: tuple[Any, ...]
     words: NDArray[np.uint64]  # where all was read, in words
     values: NDArray[np.uint64]  # what was there
     mapped: tuple[_Mapped, ...]
     answer: Any
+    places: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, _U64))  # physically
+    stretches: Stretches | None = None  # by which they lie there, where page tables were read once for all
 
     def holds(self, space: AddressSpace) -> bool:
-        values, ok = space.gather(self.words, _U64)
-        same = bool(ok.all()) and np.array_equal(values, self.values)
-        return same and all(each.holds(space) for each in self.mapped)
+        if not isinstance(space, StillSpace):
+            return self._are(*space.gather(self.words, _U64)) and self._maps(space)
+        if space.stretches is not self.stretches:
+            places, room = space.locate(self.words)
+            if not (room.all() and self._maps(space)):
+                return False
+            self.places, self.stretches = places, space.stretches
+        return self._are(*space.memory.gather(self.places, _U64))
+
+    def _are(self, values: NDArray[np.uint64], ok: NDArray[np.bool_]) -> bool:
+        return bool(ok.all()) and np.array_equal(values, self.values)
+
+    def _maps(self, space: AddressSpace) -> bool:
+        return all(each.holds(space) for each in self.mapped)
 
 
 def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -65,13 +78,18 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
     The question must read through `kernel.space` alone, and nobody may change its answer. The arguments are
     compared with ==.
     """
-    known = kernel.recalled.get(question)
-    if known is not None and known.arguments == arguments and known.holds(kernel.space):
+    known: _Known | None = kernel.recalled.get(question)
+    if (
+        known is not None
+        and known.arguments == arguments
+        and (kernel.confirmed.get(question) is known or known.holds(kernel.space))
+    ):
         answer: Answer = known.answer
         return answer
     listening = copy(kernel)
     for name in _REMEMBERED & vars(listening).keys():  # what that was read from counts too
         del vars(listening)[name]
+    listening.confirmed = {}
     listening.space = space = _ListeningSpace(kernel.space)
     answer = question(listening, *arguments)
     heard = space.heard()
@@ -80,6 +98,27 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
     else:
         kernel.recalled[question] = _Known(arguments, *heard, answer)
     return answer
+
+
+def confirm(kernel: Kernel, space: StillSpace) -> None:
+    """Compare all that is kept at once, for a Kernel that is asked about one moment."""
+    kernel.space = space
+    kept = {
+        question: known
+        for question, known in kernel.recalled.items()
+        if isinstance(known, _Known) and known.stretches is space.stretches
+    }
+    if not kept:
+        return
+    values, ok = kernel.memory.gather(np.concatenate([known.places for known in kept.values()]), _U64)
+    wrong = ~ok | (values != np.concatenate([known.values for known in kept.values()]))
+    firsts = np.cumsum([0, *(len(known.places) for known in kept.values())])[:-1]
+    changed = np.logical_or.reduceat(wrong, firsts)
+    kernel.confirmed = {
+        question: known
+        for (question, known), other in zip(kept.items(), changed.tolist(), strict=True)
+        if not other
+    }
 
 
 class _ListeningSpace(AddressSpace):
@@ -167,7 +206,7 @@ class Surveyed:
         self._arguments = arguments
         memory = _ListeningMemory(kernel.memory)
         self.leaves, self.tables = survey(memory, kernel.space.format, *arguments)
-        self._read = memory.notes if len(self.tables) <= _MAX_TABLES else None
+        self._read = memory.heard() if len(self.tables) <= _MAX_TABLES else None
 
     @cached_property
     def stretches(self) -> Stretches:
@@ -188,15 +227,26 @@ class _ListeningMemory:
 
     def __init__(self, memory: BulkMemory) -> None:
         self._memory = memory
-        self.notes: list[tuple[tuple[NDArray[np.uint64], np.dtype[Any], int], NDArray[Any]]] = []
+        # By what was asked for: where, and what was there.
+        self._notes: dict[tuple[Any, int], list[tuple[NDArray[np.uint64], NDArray[Any]]]] = {}
 
     def gather(
         self, addresses: NDArray[np.uint64], dtype: np.dtype[Any], count: int = 1
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """As PhysicalMemory's."""
         found = self._memory.gather(addresses, dtype, count)
-        self.notes.append(((addresses, dtype, count), found[0]))
+        self._notes.setdefault((dtype, count), []).append((addresses, found[0]))
         return found
+
+    def heard(self) -> list[tuple[tuple[NDArray[np.uint64], np.dtype[Any], int], NDArray[Any]]]:
+        """The arguments of a few gathers that would read all this again, and what they would find."""
+        return [
+            (
+                (np.concatenate([at for at, _ in notes]), *kind),
+                np.concatenate([values for _, values in notes]),
+            )
+            for kind, notes in self._notes.items()
+        ]
 
 
 def recall_survey(

@@ -141,13 +141,6 @@ class Caches:
         self._oo: NDArray[np.uint64]
         self._min: NDArray[np.uint64]
         self.addresses, self.size, self._oo, self._min, self.names = recall(kernel, _listed)
-        for kind in (self._oo, self._min):
-            room = np.uint64(kernel.space.format.page_size) << np.minimum(kind >> _OO_SHIFT, _MAX_ORDER + 1)
-            fits = (kind >> _OO_SHIFT <= _MAX_ORDER) & ((kind & _OO_MASK) * self.size <= room)
-            lost = np.flatnonzero(~fits | (self.size == 0) | (kind & _OO_MASK == 0))
-            if lost.size:
-                at = int(self.addresses[lost[0]])
-                raise CorruptGuest(f"the slab cache at {at:#x} has slabs that its objects do not fit in")
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -277,6 +270,14 @@ def _listed(kernel: Kernel) -> tuple[Any, ...]:
         )
         for row, good, pointer in zip(texts, whole, at, strict=True)
     ]
+    for kind in (oo, least):
+        room = np.uint64(kernel.space.format.page_size) << np.minimum(kind >> _OO_SHIFT, _MAX_ORDER + 1)
+        fits = (kind >> _OO_SHIFT <= _MAX_ORDER) & ((kind & _OO_MASK) * size <= room)
+        lost = np.flatnonzero(~fits | (size == 0) | (kind & _OO_MASK == 0))
+        if lost.size:
+            raise CorruptGuest(
+                f"the slab cache at {int(addresses[lost[0]]):#x} has slabs that its objects do not fit in"
+            )
     return addresses, size, oo, least, names
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from inspector.symbols.types import Field, Type, TypeTable
 from inspector.symbols.view import StructView
 from inspector.symbols.vmcoreinfo import Vmcoreinfo
 from inspector.units import PhysAddr, VirtAddr
+
+Layout = TypeVar("Layout")
 
 # Where x86-64 keeps its regions without CONFIG_RANDOMIZE_MEMORY, by paging levels: the direct map, vmalloc
 # and vmemmap (Documentation/arch/x86/x86_64/mm.rst).
@@ -57,7 +59,10 @@ class Kernel:
         self.phases = phases
         self.recalled: dict[Any, Any] = {}
         """What kernel.recall keeps."""
+        self.confirmed: dict[Any, Any] = {}
+        """What of it holds at the moment that a copy of a Kernel is for."""
         self._fields: dict[tuple[int, str], Field | None] = {}
+        self._layouts: dict[Callable[[Kernel], Any], Any] = {}
 
     @property
     def release(self) -> str:
@@ -108,6 +113,13 @@ class Kernel:
         if key not in self._fields:
             self._fields[key] = self.types.field_of(type_, path)
         return self._fields[key]
+
+    def layout(self, question: Callable[[Kernel], Layout]) -> Layout:
+        """question(self), asked once: the answer must hang on the kernel's own types and symbols alone."""
+        if question not in self._layouts:
+            self._layouts[question] = question(self)
+        found: Layout = self._layouts[question]
+        return found
 
     # CPUs
 

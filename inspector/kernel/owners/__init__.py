@@ -22,7 +22,7 @@ def owners(kernel: Kernel) -> Owners:
     boot.paint(canvas)
     kernel_memory.paint(canvas)
     tables.paint(canvas, survey)
-    kernel_memory.paint_stacks(canvas, survey)
+    kernel_memory.paint_stacks(canvas)
     users.paint(canvas, survey)
     files.paint(canvas)
     variables.paint(canvas)

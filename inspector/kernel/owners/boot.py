@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inspector.errors import InspectorError
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
@@ -18,15 +21,41 @@ from inspector.units import PhysAddr, VirtAddr
 Run = tuple[int, int, Owner, str, Owner]
 """Physical start and end, the owner, its label, and which owner it takes the place of."""
 
+Segments = tuple[NDArray[np.int64], NDArray[np.uint8], list[str], NDArray[np.uint32]]
+"""The first PFN of each, its owner, and which of the texts is its label."""
+
 
 def paint(canvas: Canvas) -> None:
     """Firmware, the image and what symbols lead to in boot memory."""
-    canvas.paint_reserved(recall(canvas.kernel, _runs))
+    starts, owners, texts, labels = recall(canvas.kernel, _segments)
+    pfns = canvas.owned(Owner.RESERVED)
+    places = np.searchsorted(starts, pfns, "right") - 1
+    canvas.owner[pfns] = owners[places]
+    canvas.detail[pfns] = canvas.labelled(texts)[labels][places]
 
 
-def _runs(kernel: Kernel) -> list[Run]:
-    end = MemMap(kernel).end * kernel.space.format.page_size
-    return [*_resources(kernel, end), *_boot_memory(kernel), *_first_percpu_chunk(kernel)]
+def _segments(kernel: Kernel) -> Segments:
+    """What each reserved frame is by its place, from 0 on: all runs, one over the other."""
+    memmap = MemMap(kernel)
+    size, end = memmap.page_size, memmap.end * memmap.page_size
+    runs = [
+        (first // size, -(-last // size), owner, label, over)
+        for first, last, owner, label, over in (
+            *_resources(kernel, end),
+            *_boot_memory(kernel),
+            *_first_percpu_chunk(kernel),
+        )
+    ]
+    starts = sorted({0, *(min(edge, memmap.end) for first, last, *_ in runs for edge in (first, last))})
+    owners, labels, texts = [], [], {"": 0}
+    for start in starts:
+        now, text = Owner.RESERVED, ""
+        for first, last, owner, label, over in runs:
+            if first <= start < last and now == over:
+                now, text = owner, label
+        owners.append(now)
+        labels.append(texts.setdefault(text, len(texts)))
+    return np.array(starts), np.array(owners, np.uint8), list(texts), np.array(labels, np.uint32)
 
 
 def paint_zero_pages(canvas: Canvas) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.kernel.frames import FrameState, frames
+from inspector.kernel.frames import ROOM, FrameState, frames
 from inspector.kernel.mapcounts import folio_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
-from inspector.kernel.pageflags import flag_bits
 from inspector.symbols import Kernel
 
 _FROM_STATE = {
@@ -35,6 +33,10 @@ _FRAME_WORDS = np.dtype(
 )
 """A FRAME, with Frames.marks for its last four bytes."""
 
+_PART = 1 << 13  # rows that fit a CPU's cache
+_ROOM = ROOM + 4  # bytes a PFN: what frames() has, and the detail
+_MAX_KEPT = 32 << 20  # bytes; larger ones the host gives in large pages, which is fast
+
 _MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
 
 UNCLAIMED = (Owner.UNMARKED, Owner.RESERVED)
@@ -52,10 +54,14 @@ class Canvas:
         self.memmap = memmap
         states = range(len(FrameState))
         owners = np.array([_FROM_STATE.get(FrameState(state), 0) for state in states], np.uint8)
-        self.frames = frames(kernel, memmap, owners)
+        self._room = kernel.recalled.pop(Canvas, None)
+        if self._room is None or len(self._room) != memmap.end * _ROOM:
+            self._room = np.empty(memmap.end * _ROOM, np.uint8)
+        self.frames = frames(kernel, memmap, owners, self._room[: memmap.end * ROOM])
         self.page_size: int = kernel.space.format.page_size
         self.owner = self.frames.owner
-        self.detail = np.zeros(len(self.owner), np.uint32)
+        self.detail = self._room[memmap.end * ROOM :].view(np.uint32)
+        self.detail[:] = 0
         self.index = np.zeros(len(self.frames.used), np.uint64)
         self._labels: dict[str, int] = {"": 0}
 
@@ -65,7 +71,8 @@ class Canvas:
 
     def labelled(self, texts: Sequence[str]) -> NDArray[np.uint32]:
         """The numbers of many."""
-        return np.array([self.label(text) for text in texts], np.uint32)
+        known = self._labels
+        return np.array([known.setdefault(text, len(known)) for text in texts], np.uint32)
 
     @property
     def labels(self) -> list[str]:
@@ -79,16 +86,10 @@ class Canvas:
 
     def compound(self, *owners: Owner) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Their frames in compound pages, the first PFN of each of these, and for every frame whose it is."""
-        places = self._in_compound
+        places = self.frames.compound
         chosen = places[_any_of(owners)[self.owner[self.frames.used[places]]]]
         heads, which = np.unique(self.frames.head[chosen], return_inverse=True)
         return self.frames.used[chosen], heads, which
-
-    @cached_property
-    def _in_compound(self) -> NDArray[np.int64]:
-        """The places in `used` of the frames in compound pages."""
-        frames, flag = self.frames, np.uint64(1 << flag_bits(self.kernel)["head"])
-        return np.flatnonzero(frames.flags[frames.head] & flag)
 
     def paint(
         self,
@@ -117,20 +118,6 @@ class Canvas:
             self.owner[places] = owner
             self.detail[places] = self.label(label)
 
-    def paint_reserved(self, runs: Sequence[tuple[int, int, Owner, str, Owner]]) -> None:
-        """Many physical ranges of what is reserved now: each has an owner, a label, and whose place it takes."""
-        pfns = self.owned(Owner.RESERVED)
-        owners, details = self.owner[pfns], np.zeros(len(pfns), np.uint32)
-        starts = [start // self.page_size for start, *_ in runs]
-        ends = [-(-end // self.page_size) for _, end, *_ in runs]
-        places = np.searchsorted(pfns, starts).tolist(), np.searchsorted(pfns, ends).tolist()
-        for first, last, (_, _, owner, label, over) in zip(*places, runs, strict=True):
-            if first < last:
-                chosen = owners[first:last] == over
-                owners[first:last][chosen] = owner
-                details[first:last][chosen] = self.label(label)
-        self.owner[pfns], self.detail[pfns] = owners, details
-
     def paint_blocks(
         self, pfns: NDArray[np.uint64], orders: NDArray[np.uint8], owner: Owner, details: NDArray[np.uint32]
     ) -> None:
@@ -139,28 +126,29 @@ class Canvas:
         self.paint(spread(pfns, sizes), owner, np.repeat(details, sizes), (owner,))
 
     def finished(self) -> Owners:
-        """The rows, written part by part."""
+        """The rows, written part by part. Nothing can be painted any more."""
         found, rows = self.frames, np.zeros(len(self.owner), FRAME)
         marks, words = found.marks.view(np.uint32)[:, 0], rows.view(_FRAME_WORDS)
-        for first, end in self.memmap.parts():
+        pfns, mapcounts = np.arange(len(rows), dtype=np.uint64), found.word.view(np.int32)
+        for first, end in self.memmap.parts(_PART):
             part = words[first:end]
-            part["pfn"] = np.arange(first, end, dtype=np.uint64)
+            part["pfn"] = pfns[first:end]
             part["flags"] = found.flags[first:end]
             part["refcount"] = found.refcount[first:end]
-            part["mapcount"] = np.maximum(found.word[first:end].view(np.int32) + 1, -1)  # types are below
+            np.add(mapcounts[first:end], 1, out=part["mapcount"])
             part["marks"] = marks[first:end]
             part["detail"] = self.detail[first:end]
-        for start, stop in self._holes():
+        for start, stop in self.memmap.holes:
             hole = words[start:stop]
-            hole["pfn"], hole["marks"] = np.arange(start, stop), marks[start:stop]
+            hole["pfn"], hole["marks"] = pfns[start:stop], marks[start:stop]
+        rows["mapcount"][mapcounts < -1] = -1  # a page type is no mapcount
         rows["index"][found.used] = self.index
         self._count_huge_mappings(rows)
+        if len(self._room) <= _MAX_KEPT:
+            self.kernel.recalled[Canvas] = (
+                self._room
+            )  # fresh memory costs more than all that is written there
         return Owners(rows, tuple(self._labels))
-
-    def _holes(self) -> Iterator[tuple[int, int]]:
-        """The PFNs between the runs that have struct pages."""
-        ends = [0, *(end for _, end in self.memmap.runs)]
-        return zip(ends, (first for first, _ in self.memmap.runs), strict=False)
 
     def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:
         """Add to each page's own mapcount the entries that map the huge page that it is in."""

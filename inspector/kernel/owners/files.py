@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat
 from inspector.kernel.files import file_names
-from inspector.kernel.hugetlb import are_hugetlb
+from inspector.kernel.hugetlb import are_hugetlb, hstates
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
+from inspector.kernel.recall import recall
+from inspector.symbols import Kernel
 
 _POINTER = ~np.uint64(3)  # PAGE_MAPPING_FLAGS
 
@@ -21,22 +23,29 @@ def paint(canvas: Canvas) -> None:
     places = np.flatnonzero(canvas.owner[frames.used] == Owner.PAGE_CACHE)
     pfns = frames.used[places]
     heads = frames.head[places]
-    mappings = frames.mapping[np.searchsorted(frames.used, heads)] & _POINTER
-    spaces, which = np.unique(mappings, return_inverse=True)
-    kinds = _kinds(canvas, spaces)
+    of_head, tails = places.copy(), np.flatnonzero(pfns != heads)
+    of_head[tails] = np.searchsorted(frames.used, heads[tails])
+    spaces, which = np.unique(frames.mapping[of_head] & _POINTER, return_inverse=True)
+    kinds, names = recall(canvas.kernel, _files, tuple(spaces.tolist()))
     canvas.owner[pfns] = kinds[which]
-    canvas.detail[pfns] = canvas.labelled(file_names(canvas.kernel, spaces))[which]
-    canvas.index[places] = _index(canvas, heads) + (pfns - heads).astype(np.uint64)
+    canvas.detail[pfns] = canvas.labelled(names)[which]
+    canvas.index[places] = frames.index[of_head] + (pfns - heads).astype(np.uint64)
     _hugetlb(canvas)
 
 
 def _hugetlb(canvas: Canvas) -> None:
     """All of hugetlb's: beside files' pages those of private mappings, and the free ones in its pool."""
+    if not recall(canvas.kernel, _any_hugetlb):
+        return
     pfns, heads, which = canvas.compound(Owner.ANON, Owner.DRIVER, Owner.MARKED, Owner.UNMARKED)
     pfns = pfns[are_hugetlb(canvas.memmap, heads, canvas.frames.word[heads])[which]]
     free = np.isin(canvas.owner[pfns], (Owner.MARKED, Owner.UNMARKED))
     canvas.owner[pfns] = Owner.HUGETLB
     canvas.detail[pfns[free]] = canvas.label("free, in the pool")
+
+
+def _any_hugetlb(kernel: Kernel) -> bool:
+    return any(state.int("nr_huge_pages") for state in hstates(kernel))
 
 
 def _swap_cache(canvas: Canvas) -> None:
@@ -53,9 +62,14 @@ def _bit(canvas: Canvas, name: str) -> int:
     return 1 << bit
 
 
-def _kinds(canvas: Canvas, spaces: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """What each struct address_space is for: its operations tell."""
-    kernel = canvas.kernel
+def _files(kernel: Kernel, spaces: tuple[int, ...]) -> tuple[NDArray[np.uint8], list[str]]:
+    """What each struct address_space is for, and its file's name."""
+    every = np.array(spaces, np.uint64)
+    return _kinds(kernel, every), file_names(kernel, every)
+
+
+def _kinds(kernel: Kernel, spaces: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """What each is for: its operations tell."""
     found = np.full(len(spaces), Owner.PAGE_CACHE, np.uint8)
     at = spaces + np.uint64(kernel.types.offsetof("address_space", "a_ops"))
     operations, _ = kernel.space.gather(at, np.dtype(np.uint64))
@@ -63,12 +77,3 @@ def _kinds(canvas: Canvas, spaces: NDArray[np.uint64]) -> NDArray[np.uint8]:
         if symbol in kernel.symbols:
             found[operations == np.uint64(kernel.symbol(symbol))] = owner
     return found
-
-
-def _index(canvas: Canvas, heads: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """page->index of each head."""
-    types = canvas.kernel.types
-    # acc53a0b4c15 (6.16): kept for the folio alone
-    path = "index" if types.has("page", "index") else "__folio_index"
-    at = canvas.memmap.addresses(heads.astype(np.uint64)) + np.uint64(types.offsetof("page", path))
-    return canvas.kernel.space.gather(at, np.dtype(np.uint64))[0]

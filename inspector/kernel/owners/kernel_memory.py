@@ -11,7 +11,7 @@ from inspector.kernel.bulk import mapped_frames
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
-from inspector.kernel.owners.survey import Survey
+from inspector.kernel.owners.survey import all_threads
 from inspector.kernel.pageflags import PageTypes
 from inspector.kernel.recall import recall
 from inspector.symbols import Kernel
@@ -28,20 +28,23 @@ _MOVABLE = np.uint64(2)  # PAGE_MAPPING_MOVABLE, alone in the low bits of page->
 
 def paint(canvas: Canvas) -> None:
     """mem_map, modules, vmalloc and per-CPU memory; slabs and marked pages."""
-    for frames in (_memmap, _modules, _vmalloc):
+    for frames in (_standing, _vmalloc):
         for pfns, owner, texts, which in recall(canvas.kernel, frames):
             canvas.paint(pfns, owner, canvas.labelled(texts)[which])
     _slabs(canvas)
     _marked(canvas)
-    _ftrace(canvas)
 
 
-def paint_stacks(canvas: Canvas, survey: Survey) -> None:
+def paint_stacks(canvas: Canvas) -> None:
     """Each thread's kernel stack: a vmalloc area of its own, or pages of the direct map."""
-    size = np.uint64(stack_size(canvas.kernel))
-    found = mapped_frames(canvas.kernel, survey.stacks, survey.stacks + size)
-    names = canvas.labelled(survey.names)
-    canvas.paint(found["pfn"], Owner.KERNEL_STACK, names[found["index"]], (*UNCLAIMED, Owner.VMALLOC))
+    pfns, owner, names, which = recall(canvas.kernel, _stacks)
+    canvas.paint(pfns, owner, canvas.labelled(names)[which], (*UNCLAIMED, Owner.VMALLOC))
+
+
+def _stacks(kernel: Kernel) -> Frames:
+    threads = recall(kernel, all_threads)
+    found = mapped_frames(kernel, threads.stacks, threads.stacks + np.uint64(stack_size(kernel)))
+    return found["pfn"].copy(), Owner.KERNEL_STACK, threads.names, found["index"].copy()
 
 
 def stack_size(kernel: Kernel) -> int:
@@ -52,17 +55,25 @@ def stack_size(kernel: Kernel) -> int:
     raise KernelError("this kernel does not bound its first task's stack")
 
 
-def _memmap(kernel: Kernel) -> list[Frames]:
+def _standing(kernel: Kernel) -> list[Frames]:
+    """What seldom changes: mem_map, modules and the records of all functions that can be traced."""
     memmap = MemMap(kernel)
     bounds = memmap.addresses(np.array(memmap.runs, np.uint64))
-    pfns = mapped_frames(kernel, bounds[:, 0], bounds[:, 1])["pfn"]
-    return [(pfns.copy(), Owner.MEMMAP, [""], np.zeros(len(pfns), np.uint32))]
-
-
-def _modules(kernel: Kernel) -> list[Frames]:
+    structs = mapped_frames(kernel, bounds[:, 0], bounds[:, 1])
     loaded = modules.modules(kernel)
-    found = modules.module_frames(kernel, loaded)
-    return [(found["pfn"].copy(), Owner.MODULE, [module.name for module in loaded], found["index"].copy())]
+    code = modules.module_frames(kernel, loaded)
+    records = np.array(_ftrace_records(kernel), np.uint64).reshape(-1, 2)
+    traced = mapped_frames(kernel, records[:, 0], records[:, 1])
+    return [
+        _labelled(structs, Owner.MEMMAP),
+        (code["pfn"].copy(), Owner.MODULE, [module.name for module in loaded], code["index"].copy()),
+        _labelled(traced, Owner.MARKED, "ftrace records"),
+    ]
+
+
+def _labelled(found: NDArray[np.void], owner: Owner, label: str = "") -> Frames:
+    """Frames that all have one label."""
+    return found["pfn"].copy(), owner, [label], np.zeros(len(found), np.uint32)
 
 
 def _vmalloc(kernel: Kernel) -> list[Frames]:
@@ -75,7 +86,7 @@ def _vmalloc(kernel: Kernel) -> list[Frames]:
     io = (table["flags"] & np.uint64(vmalloc.VM_FLAGS["ioremap"])) != 0
     chunks, rest = found[(percpu & ~io)[found["index"]]], found[~(percpu | io)[found["index"]]]
     return [
-        (chunks["pfn"].copy(), Owner.PERCPU, [""], np.zeros(len(chunks), np.uint32)),
+        _labelled(chunks, Owner.PERCPU),
         (rest["pfn"].copy(), Owner.VMALLOC, callers, which[rest["index"]].astype(np.uint32)),
     ]
 
@@ -96,16 +107,8 @@ def _slabs(canvas: Canvas) -> None:
     canvas.paint_blocks(found["pfn"], found["order"], Owner.SLAB, names[index])
 
 
-def _ftrace(canvas: Canvas) -> None:
-    """The records of all functions that can be traced (kernel/trace/ftrace.c)."""
-    for records, size in recall(canvas.kernel, _ftrace_records):
-        start = canvas.kernel.space.translate(records)
-        if start is not None:
-            canvas.paint_run(start, start + size, Owner.MARKED, "ftrace records", (Owner.UNMARKED,))
-
-
 def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:
-    """Where they lie, and bytes: a chain of blocks."""
+    """Where each block of them begins and ends (kernel/trace/ftrace.c)."""
     found: list[tuple[VirtAddr, int]] = []
     page_size = kernel.space.format.page_size
     at = kernel.word("ftrace_pages_start") if "ftrace_pages_start" in kernel.symbols else 0
@@ -118,7 +121,7 @@ def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:
             size = page_size << block.int("order") if 0 <= block.int("order") <= _MAX_ORDER else 0
         else:
             size = block.int("size") * kernel.types.sizeof("dyn_ftrace")
-        found.append((block.ptr("records"), size))
+        found.append((block.ptr("records"), VirtAddr(block.ptr("records") + size & kernel.pointer_mask)))
         at = block.ptr("next")
     raise CorruptGuest("the blocks of ftrace records do not end")
 

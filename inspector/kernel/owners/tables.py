@@ -9,13 +9,14 @@ from inspector.kernel import lists
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
+from inspector.symbols import Kernel
 
 _OVER = (*UNCLAIMED, Owner.PAGE_TABLE)
 
 
 def paint(canvas: Canvas, survey: Survey) -> None:
     """The tables of all trees, and those that wait outside one."""
-    whose = ("kernel", *survey.spaces)
+    whose = ("kernel", *survey.threads.spaces)
     _paint(canvas, survey.kernel_tables, whose, survey.kernel_tables["root"].astype(np.int64))
     _paint(canvas, survey.user_tables, whose, survey.user_tables["root"].astype(np.int64) + 1)
     _deposited(canvas)
@@ -36,8 +37,7 @@ def _deposited(canvas: Canvas) -> None:
     Their list hangs on the table that maps the huge page, without a head: the first stands for one.
     """
     kernel, types = canvas.kernel, canvas.kernel.types
-    # f5ecca06b3a5 (6.5) split struct ptdesc from struct page.
-    kind = "ptdesc" if types.has("ptdesc", "pmd_huge_pte") else "page"
+    kind = kernel.layout(_descriptor)
     if not types.has(kind, "pmd_huge_pte"):
         return
     link = np.uint64(types.offsetof("page", "lru"))
@@ -63,3 +63,8 @@ def _deposited(canvas: Canvas) -> None:
     names = canvas.labelled([f"deposited table, {name}" for name in whose])
     known = ends >= 0
     canvas.paint(unknown[known], Owner.PAGE_TABLE, names[ends[known]], (Owner.PAGE_TABLE,))
+
+
+def _descriptor(kernel: Kernel) -> str:
+    """The type of what describes a page table: f5ecca06b3a5 (6.5) split struct ptdesc from struct page."""
+    return "ptdesc" if kernel.types.has("ptdesc", "pmd_huge_pte") else "page"

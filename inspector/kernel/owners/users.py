@@ -14,7 +14,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
     rows = survey.user_leaves
     sizes = rows["size"].astype(np.int64) // canvas.page_size
     pfns = spread(rows["pa"] // np.uint64(canvas.page_size), sizes)
-    names = canvas.labelled(survey.spaces)
+    names = canvas.labelled(survey.threads.spaces)
     details = np.repeat(names[rows["root"]], sizes) if len(rows) else np.empty(0, np.uint32)
     canvas.paint(pfns, Owner.ANON, details, (Owner.ANON,))
     canvas.paint(pfns, Owner.DRIVER, details, (Owner.UNMARKED, Owner.VMALLOC))

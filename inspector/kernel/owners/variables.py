@@ -210,11 +210,19 @@ _FINDERS: tuple[Callable[[Kernel], Iterable[Lead]], ...] = (
 def _compound(canvas: Canvas) -> None:
     """Where a pointer leads to the first byte of a compound page, all of that is meant."""
     frames = canvas.frames
-    for at, label in recall(canvas.kernel, _pointers):
-        pfn, inside = divmod(at - canvas.kernel.page_offset, canvas.page_size)
-        if 0 <= pfn < len(canvas.owner) and not inside and canvas.owner[pfn] == Owner.UNMARKED:
-            pfns = frames.used[frames.head == pfn]
-            canvas.paint(pfns.astype(np.uint64), Owner.MARKED, canvas.label(label), (Owner.UNMARKED,))
+    heads, labels = recall(canvas.kernel, _heads)
+    first, last = (np.searchsorted(frames.head, heads, side) for side in ("left", "right"))
+    for low, high, label in zip(first.tolist(), last.tolist(), labels, strict=True):
+        pfns = frames.used[low:high].astype(np.uint64)
+        canvas.paint(pfns, Owner.MARKED, canvas.label(label), (Owner.UNMARKED,))
+
+
+def _heads(kernel: Kernel) -> tuple[NDArray[np.int64], list[str]]:
+    """The first PFN of each, and its label."""
+    page_size = kernel.space.format.page_size
+    found = [(*divmod(at - kernel.page_offset, page_size), label) for at, label in _pointers(kernel)]
+    whole = [(pfn, label) for pfn, inside, label in found if not inside and 0 <= pfn < MemMap(kernel).end]
+    return np.array([pfn for pfn, _ in whole], np.int64), [label for _, label in whole]
 
 
 def _pointers(kernel: Kernel) -> list[tuple[int, str]]:
