@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,9 @@ class Drgn:
         mm, follow = self._pid.find_task(self._program, pid).mm, self._mm.follow_phys
         return [follow(mm, va).value_() for va in vas]
 
-    def page_flags(self, pfns: Sequence[int]) -> list[int]:
-        """The flags word of each frame's struct page."""
-        program, page = self._program, self._mm.pfn_to_page
-        return [page(program, pfn).flags.value_() for pfn in pfns]
+    def page_flags(self, count: int) -> list[int]:
+        """The flags word of the first frames' struct pages."""
+        return [page.flags.value_() for page in islice(self._mm.for_each_page(self._program), count)]
 
     def allocated_objects(self, caches: Sequence[str]) -> list[int]:
         """How many objects each slab cache has handed out, one by one."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -16,22 +18,36 @@ from inspector.kernel import slab_objects
 from inspector.kernel.memmap import MemMap
 from inspector.units import format_size
 
+_FIRST = 2  # askings that meet memory which the host has not given to us yet
 _WHOLE = 1 << 30  # guests of more are too large for the peer to count all objects of
 
 
 def memory_rows(guest: Guest, drgn: Drgn | None, effort: Effort) -> list[Row]:
     """Every frame's owner, every slab object, who maps each frame: the guest stands still for all."""
     size = format_size(guest.machine.memory_size).replace(" ", "").replace("iB", "")
+    busy = _frames_after_a_command(guest, effort)
     with guest.paused():
         return [
-            _frames(guest, size, drgn, effort),
+            _frames(guest, size, drgn, effort, busy),
             _slab_objects(guest, size, drgn, effort),
             _reverse_map(guest, size, effort),
             *_snapshots(guest, size, effort),
         ]
 
 
-def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
+def _frames_after_a_command(guest: Guest, effort: Effort) -> float:
+    """The median time in seconds where a program has just run: less of what was kept holds then."""
+    times = []
+    for _ in range(_FIRST):
+        guest.frames()
+    for _ in range(effort.repeats):
+        guest.run("ls /proc >/dev/null").check()
+        with guest.paused():
+            times.append(seconds(guest.frames, 1))
+    return median(times)
+
+
+def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort, busy: float) -> Row:
     memmap = MemMap(guest.kernel)
     rows = guest.frames()
     took = seconds(guest.frames, effort.repeats)
@@ -39,16 +55,17 @@ def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
     floor = _copying(guest, memmap, effort)
     count = sum(end - first for first, end in memmap.runs)
     note = (
-        f"guest.frames(), owners and all, {took / floor:.1f} times the floor, a copy of mem_map; the peer "
-        "reads flags alone"
+        f"guest.frames(), owners and all, {took / floor:.1f} times the floor, a copy of mem_map; "
+        f"{busy * 1000:.1f} ms when a program has just run; the peer reads flags alone"
     )
     row = Row(f"frames_{size}", count, took, floor_s=floor, note=note)
     if drgn is None:
         return row
-    pfns = [pfn for first, end in memmap.runs for pfn in range(first, min(end, first + effort.sample))]
-    if drgn.page_flags(pfns) != rows["flags"][pfns].tolist():
+    every = (pfn for first, end in memmap.runs for pfn in range(first, end))
+    pfns = list(islice(every, effort.sample))
+    if drgn.page_flags(len(pfns)) != rows["flags"][pfns].tolist():
         raise KernelError(f"{NAME} reads other page flags than we do: one is wrong")
-    return row.beside(len(pfns), seconds(lambda: drgn.page_flags(pfns), min(effort.repeats, 3)))
+    return row.beside(len(pfns), seconds(lambda: drgn.page_flags(len(pfns)), min(effort.repeats, 3)))
 
 
 def _copying(guest: Guest, memmap: MemMap, effort: Effort) -> float:

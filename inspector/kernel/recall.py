@@ -127,7 +127,8 @@ class _ListeningSpace(AddressSpace):
     def __init__(self, space: AddressSpace) -> None:
         super().__init__(space.memory, space.format, space.root)
         self._space = space
-        self._notes: list[tuple[NDArray[np.uint64], int, bytes]] = []  # addresses, bytes at each, all bytes
+        # By the number of bytes read at each address: the addresses, and all bytes.
+        self._notes: dict[int, list[tuple[NDArray[np.uint64], bytes]]] = {}
         self._mapped: list[_Mapped] = []
         self._total = 0
         self._whole = True
@@ -139,15 +140,23 @@ class _ListeningSpace(AddressSpace):
         """
         if not self._whole or not self._notes:
             return None
-        starts = np.concatenate([vas for vas, _, _ in self._notes])
-        sizes = np.repeat([size for _, size, _ in self._notes], [len(vas) for vas, _, _ in self._notes])
-        inside = np.arange(self._total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = np.repeat(starts, sizes) + inside.astype(np.uint64)
-        words, which = np.unique(at & ~_IN_WORD, return_inverse=True)
+        notes = [
+            (
+                np.concatenate([vas for vas, _ in read]),
+                size,
+                np.frombuffer(b"".join(data for _, data in read), np.uint8),
+            )
+            for size, read in self._notes.items()
+        ]
+        words = np.unique(np.concatenate([_words(vas, size) for vas, size, _ in notes]))
         values, ok = self._space.gather(words, _U64)
-        now = values.view(np.uint8)[which * 8 + (at & _IN_WORD).astype(np.int64)]
-        read = np.frombuffer(b"".join(data for _, _, data in self._notes), np.uint8)
-        return (words, values, tuple(self._mapped)) if ok.all() and np.array_equal(now, read) else None
+        raw = values.view(np.uint8)
+        for vas, size, data in notes:
+            # All words of what was read at one address follow one another.
+            first = np.searchsorted(words, vas & ~_IN_WORD) * 8 + (vas & _IN_WORD).astype(np.int64)
+            if not np.array_equal(raw[np.add.outer(first, np.arange(size)).reshape(-1)], data):
+                return None
+        return (words, values, tuple(self._mapped)) if ok.all() else None
 
     def read(self, va: VirtAddr, size: int) -> bytes:
         data = self._space.read(va, size)
@@ -171,7 +180,8 @@ class _ListeningSpace(AddressSpace):
         self._total += len(vas) * size
         self._whole &= self._total <= _MAX_BYTES
         if self._whole and len(vas) and size:
-            self._notes.append((vas, size, data if isinstance(data, bytes) else data.tobytes()))
+            found = data if isinstance(data, bytes) else data.tobytes()
+            self._notes.setdefault(size, []).append((vas, found))
 
     # Where something lies may change without a byte of it.
 
@@ -197,6 +207,14 @@ class _ListeningSpace(AddressSpace):
     def scan(self, *args: Any, **kwargs: Any) -> NDArray[np.void]:
         self._whole = False
         return self._space.scan(*args, **kwargs)
+
+
+def _words(vas: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
+    """The aligned words that hold `size` bytes at each address."""
+    first, last = vas & ~_IN_WORD, vas + np.uint64(size - 1) & ~_IN_WORD
+    every = np.add.outer(first, np.arange(0, size + 7, 8, dtype=np.uint64))
+    found: NDArray[np.uint64] = every[every <= last[:, None]]
+    return found
 
 
 class Surveyed:
