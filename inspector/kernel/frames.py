@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import CorruptGuest
+from inspector.errors import BadFormat, CorruptGuest
 from inspector.kernel import buddy
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import NO_TYPE, PageTypes, flag_bits, flags_path
@@ -49,23 +49,42 @@ def _mark(owner: int, state: int) -> np.uint32:
 _SOME = _mark(0, 0xFF)  # not known yet
 
 
+class Columns:
+    """Room for what is known of each PFN: its flags; _mapcount and refcount; a number that frames() leaves to
+    others, and the marks. The second and third are pairs as a FRAME has them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.flags = np.empty(count, np.uint64)
+        self.counts = np.empty((count, 2), np.uint32)
+        self.paint = np.empty((count, 2), np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return self.flags.nbytes + self.counts.nbytes + self.paint.nbytes
+
+
 @dataclass(slots=True)
 class Frames:
     """Every struct page as columns, a place a PFN from 0 on; holes have state HOLE, NO_TYPE and zeros.
 
     `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
-    NO_MIGRATETYPE elsewhere: columns of `marks`, which are the last four bytes of a FRAME. `word` is
-    _mapcount, which page types share. `used` are the PFNs that are neither holes nor free, in order:
-    `mapping`, `index` and `head`, the first PFN of the compound page (the PFN itself where there is none),
-    are theirs alone, a place each; `compound` are the places of those in compound pages. `slabs` are the
+    NO_MIGRATETYPE elsewhere. `word` is _mapcount, which page types share.
+
+    `used` are the PFNs that are neither holes nor free, in order. What follows has a place for each of these:
+    its flags and state once more, its mapping and index, and `head`, the first PFN of the compound page (the
+    PFN itself where there is none). `compound` are the places of those in compound pages. `slabs` are the
     first PFNs of slabs, `slab_structs` the bytes of their struct pages.
     """
 
-    flags: NDArray[np.uint64]
-    refcount: NDArray[np.int32]
-    word: NDArray[np.uint32]
-    marks: NDArray[np.uint8]
+    columns: Columns
     used: NDArray[np.int64]
+    used_flags: NDArray[np.uint64]
+    used_state: NDArray[np.uint8]
     mapping: NDArray[np.uint64]
     index: NDArray[np.uint64]
     head: NDArray[np.int64]
@@ -74,100 +93,107 @@ class Frames:
     slab_structs: NDArray[np.uint8]
 
     @property
+    def flags(self) -> NDArray[np.uint64]:
+        """Of each struct page."""
+        return self.columns.flags
+
+    @property
+    def refcount(self) -> NDArray[np.int32]:
+        """Of each struct page."""
+        return self.columns.counts[:, 1].view(np.int32)
+
+    @property
+    def word(self) -> NDArray[np.uint32]:
+        """Of each struct page."""
+        return self.columns.counts[:, 0]
+
+    @property
     def owner(self) -> NDArray[np.uint8]:
         """What frames() was told to put there."""
-        return self.marks[:, _OWNER]
+        return self._mark(_OWNER)
 
     @property
     def state(self) -> NDArray[np.uint8]:
         """What each frame is in use for."""
-        return self.marks[:, _STATE]
+        return self._mark(_STATE)
 
     @property
     def order(self) -> NDArray[np.uint8]:
         """Of the free block that holds the frame."""
-        return self.marks[:, _ORDER]
+        return self._mark(_ORDER)
 
     @property
     def migratetype(self) -> NDArray[np.uint8]:
         """Of the free block that holds the frame."""
-        return self.marks[:, _MIGRATETYPE]
+        return self._mark(_MIGRATETYPE)
 
-
-ROOM = 20
-"""Bytes a PFN that frames() needs for its columns."""
+    def _mark(self, which: int) -> NDArray[np.uint8]:
+        return self.columns.paint.view(np.uint8)[:, 4 + which]
 
 
 def frames(
     kernel: Kernel,
     memmap: MemMap | None = None,
     owners: NDArray[np.uint8] | None = None,
-    room: NDArray[np.uint8] | None = None,
+    columns: Columns | None = None,
 ) -> Frames:
-    """Read mem_map and the free lists; `owners` are what to put first in `marks`, by FrameState.
+    """Read mem_map and the free lists; `owners` are what to put first in the marks, by FrameState.
 
-    `room` is where the columns are put, ROOM bytes for each PFN. Raises CorruptGuest.
+    `columns` are where to put all this, for so many PFNs as there are. Raises CorruptGuest.
     """
-    owners = np.zeros(len(FrameState), np.uint8) if owners is None else owners
-    hole, free, per_cpu = (
-        _mark(int(owners[state]), state) for state in (FrameState.HOLE, FrameState.FREE, FrameState.PER_CPU)
-    )
     memmap = memmap or MemMap(kernel)
-    count, path = memmap.end, flags_path(kernel)
-    room = np.empty(count * ROOM, np.uint8) if room is None else room
-    flags, refcount = room[: count * 8].view(np.uint64), room[count * 8 : count * 12].view(np.int32)
-    word, marks = (room[count * 4 * place :][: count * 4].view(np.uint32) for place in (3, 4))
+    owners = np.zeros(len(FrameState), np.uint8) if owners is None else owners
+    table = np.array([_mark(owner, state) for state, owner in enumerate(owners.tolist())], np.uint32)
+    columns = columns or Columns(memmap.end)
+    flags, marks, path = columns.flags, columns.paint[:, 1], flags_path(kernel)
+    counts_path = kernel.layout(_counts_path)
+    word, refcount = columns.counts[:, 0], columns.counts.view(np.int32)[:, 1]
+    counts = columns.counts.view(np.uint64)[:, 0]
+    marks[:] = _SOME
     for first, end in memmap.holes:
-        flags[first:end], refcount[first:end], word[first:end], marks[first:end] = 0, 0, NO_TYPE, hole
-    for first, end in memmap.parts():
-        structs = memmap.structs(first, end)
+        flags[first:end], refcount[first:end], word[first:end] = 0, 0, NO_TYPE
+        marks[first:end] = table[FrameState.HOLE]
+    for first, end, structs in memmap.pieces():
         flags[first:end] = memmap.member(structs, path, "<u8")
-        refcount[first:end] = memmap.member(structs, "_refcount.counter", "<i4")
-        word[first:end] = memmap.member(structs, "page_type", "<u4")
-        marks[first:end] = _SOME
-    _spread(marks, buddy.free_blocks(kernel, memmap, word), free)
+        counts[first:end] = memmap.member(structs, counts_path, "<u8")
+    _spread(marks, buddy.free_blocks(kernel, memmap, word), table[FrameState.FREE])
     used = np.flatnonzero(marks == _SOME)
     unused = used[refcount[used] == 0].astype(np.uint64)
-    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), per_cpu)
+    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), table[FrameState.PER_CPU])
     used = used[marks[used] == _SOME]
-    types = PageTypes(kernel)
-    mapping, index, words, their_flags = np.empty((4, len(used)), np.uint64)
-    their_word, index_path = word[used], _index_path(kernel)
+    mapping, index, words, used_flags = np.empty((4, len(used)), np.uint64)
+    types, used_word, index_path = PageTypes(kernel), word[used], _index_path(kernel)
     slabs, slab_structs = [np.empty(0, np.int64)], [np.empty((0, memmap.struct_size), np.uint8)]
-    for first, end in memmap.parts(_PART):
+    for first, end, structs in memmap.pieces(_PART):
         low, high = np.searchsorted(used, (first, end))
-        pfns = used[low:high]
-        structs = memmap.structs(first, end).take(pfns - first, axis=0)
-        mapping[low:high] = memmap.member(structs, "mapping", "<u8")
-        index[low:high] = memmap.member(structs, index_path, "<u8")
-        words[low:high] = memmap.compound_words(structs)
-        their_flags[low:high] = memmap.member(structs, path, "<u8")
-        some = np.flatnonzero(_are_slabs(kernel, types, their_flags[low:high], their_word[low:high]))
-        slabs.append(some + low)
-        slab_structs.append(structs[some])
+        some = structs.take(used[low:high] - first, axis=0)
+        mapping[low:high] = memmap.member(some, "mapping", "<u8")
+        index[low:high] = memmap.member(some, index_path, "<u8")
+        words[low:high] = memmap.compound_words(some)
+        used_flags[low:high] = memmap.member(some, path, "<u8")
+        places = np.flatnonzero(_are_slabs(kernel, types, used_flags[low:high], used_word[low:high]))
+        slabs.append(places + low)
+        slab_structs.append(some[places])
     head = memmap.heads_of(used, words)
-    states = _states(kernel, their_flags, their_word, mapping)
+    state = _states(kernel, used_flags, used_word, mapping)
     # A compound page's tails are what its head is.
     tails = np.flatnonzero(head != used)
     of_tails = head[tails]
     places = np.minimum(np.searchsorted(used, of_tails), len(used) - 1)
     known = used[places] == of_tails
-    states[tails[known]] = states[places[known]]
-    bits = flag_bits(kernel)
-    states[their_flags & np.uint64(1 << bits["reserved"]) != 0] = FrameState.RESERVED
-    marks[used] = np.array([_mark(int(owner), state) for state, owner in enumerate(owners)], np.uint32)[
-        states
-    ]
-    compound = their_flags & np.uint64(1 << bits["head"]) != 0
-    compound[tails] = flags[of_tails] & np.uint64(1 << bits["head"]) != 0
+    state[tails[known]] = state[places[known]]
+    bits = {name: np.uint64(1 << bit) for name, bit in flag_bits(kernel).items()}
+    state[used_flags & bits["reserved"] != 0] = FrameState.RESERVED
+    marks[used] = table[state]
+    compound = used_flags & bits["head"] != 0
+    compound[tails] = flags[of_tails] & bits["head"] != 0
     places = np.concatenate(slabs)
-    first_pages = (states[places] == FrameState.SLAB) & (head[places] == used[places])
+    first_pages = (state[places] == FrameState.SLAB) & (head[places] == used[places])
     return Frames(
-        flags=flags,
-        refcount=refcount,
-        word=word,
-        marks=marks.view(np.uint8).reshape(-1, 4),
+        columns=columns,
         used=used,
+        used_flags=used_flags,
+        used_state=state,
         mapping=mapping,
         index=index,
         head=head,
@@ -175,6 +201,13 @@ def frames(
         slabs=used[places[first_pages]],
         slab_structs=np.concatenate(slab_structs)[first_pages],
     )
+
+
+def _counts_path(kernel: Kernel) -> str:
+    """Where _mapcount, which page_type shares, and _refcount lie side by side. Raises BadFormat."""
+    if kernel.types.offsetof("page", "_refcount") != kernel.types.offsetof("page", "page_type") + 4:
+        raise BadFormat("the types are corrupt: in struct page no _refcount follows the _mapcount")
+    return "page_type"
 
 
 def _index_path(kernel: Kernel) -> str:

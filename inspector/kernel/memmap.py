@@ -83,11 +83,27 @@ class MemMap:
             raise NoSuchFrame(f"no struct page at {page:#x}")
         return pfn
 
-    def parts(self, size: int = _PART) -> Iterator[tuple[Pfn, Pfn]]:
-        """The runs in parts whose struct pages fit a CPU's cache: many members are one pass over memory."""
+    def pieces(self, size: int = _PART) -> Iterator[tuple[Pfn, Pfn, NDArray[np.uint8]]]:
+        """The runs in parts whose struct pages fit a CPU's cache: many members are one pass over memory.
+
+        The first PFN, the end and structs() of each.
+        """
         for first, end in self.runs:
-            for start in range(first, end, size):
-                yield Pfn(start), Pfn(min(start + size, end))
+            for low, high in self._whole(first, end):
+                structs = self.structs(low, high)
+                for start in range(low, high, size):
+                    stop = Pfn(min(start + size, high))
+                    yield Pfn(start), stop, structs[start - low : stop - low]
+
+    def _whole(self, first: Pfn, end: Pfn) -> Iterator[tuple[Pfn, Pfn]]:
+        """PFNs whose struct pages are contiguous in RAM, or few enough to be copied."""
+        at = first
+        while at < end:
+            place = bisect_right(self._extents, (self.base + at * self.struct_size, math.inf, 0)) - 1
+            last = int(self._extents[place][1] - self.base) // self.struct_size if place >= 0 else 0
+            stop = Pfn(min(end, last if last > at else at + _PART))
+            yield at, stop
+            at = stop
 
     def structs(self, first: Pfn, end: Pfn) -> NDArray[np.uint8]:
         """The bytes of the struct pages from `first` to `end` exclusive, a row each; a copy if need be."""
@@ -191,8 +207,9 @@ def _sections(kernel: Kernel, member: str) -> NDArray[np.uint64]:
     roots = kernel.space.array(roots_at, roots_count * kernel.pointer_size).view(np.uint64)
     used = np.flatnonzero(roots)
     found = np.zeros((int(used[-1]) + 1 if used.size else 0, per_root), np.uint64)
-    for root in used:
-        page = kernel.space.array(VirtAddr(int(roots[root])), per_root * size)
-        members = page.reshape(per_root, size)[:, offset : offset + kernel.pointer_size]
-        found[root] = np.ascontiguousarray(members).view(np.uint64)[:, 0]
+    for root in used.tolist():
+        count = min(end + 1 - root * per_root, per_root)
+        page = kernel.space.array(VirtAddr(int(roots[root])), count * size)
+        members = page.reshape(count, size)[:, offset : offset + kernel.pointer_size]
+        found[root, :count] = np.ascontiguousarray(members).view(np.uint64)[:, 0]
     return found.ravel()

@@ -86,6 +86,8 @@ def recall(kernel: Kernel, question: Callable[..., Answer], *arguments: Any) -> 
     ):
         answer: Answer = known.answer
         return answer
+    if isinstance(kernel.space, _ListeningSpace):  # part of another question, which is kept whole
+        return question(kernel, *arguments)
     listening = copy(kernel)
     for name in _REMEMBERED & vars(listening).keys():  # what that was read from counts too
         del vars(listening)[name]

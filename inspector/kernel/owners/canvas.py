@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.kernel.frames import ROOM, FrameState, frames
+from inspector.kernel.frames import Columns, FrameState, frames
 from inspector.kernel.mapcounts import folio_mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.model import FRAME, Owner, Owners
@@ -27,15 +27,13 @@ _FROM_STATE = {
 
 _FRAME_WORDS = np.dtype(
     [
-        *((name, FRAME[name]) for name in ("pfn", "flags", "index", "refcount", "mapcount", "detail")),
-        ("marks", "u4"),
+        *((name, np.uint64) for name in ("pfn", "flags", "index", "counts", "paint")),
     ]
 )
-"""A FRAME, with Frames.marks for its last four bytes."""
+"""A FRAME, with the pairs of Columns."""
 
 _PART = 1 << 13  # rows that fit a CPU's cache
-_ROOM = ROOM + 4  # bytes a PFN: what frames() has, and the detail
-_MAX_KEPT = 32 << 20  # bytes; larger ones the host gives in large pages, which is fast
+_MAX_KEPT = 128 << 20  # bytes; larger ones the host gives in large pages, which is fast
 
 _MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
 
@@ -54,13 +52,13 @@ class Canvas:
         self.memmap = memmap
         states = range(len(FrameState))
         owners = np.array([_FROM_STATE.get(FrameState(state), 0) for state in states], np.uint8)
-        self._room = kernel.recalled.pop(Canvas, None)
-        if self._room is None or len(self._room) != memmap.end * _ROOM:
-            self._room = np.empty(memmap.end * _ROOM, np.uint8)
-        self.frames = frames(kernel, memmap, owners, self._room[: memmap.end * ROOM])
+        columns = kernel.recalled.pop(Canvas, None)
+        if columns is None or len(columns) != memmap.end:
+            columns = Columns(memmap.end)
+        self.frames = frames(kernel, memmap, owners, columns)
         self.page_size: int = kernel.space.format.page_size
         self.owner = self.frames.owner
-        self.detail = self._room[memmap.end * ROOM :].view(np.uint32)
+        self.detail = columns.paint[:, 0]
         self.detail[:] = 0
         self.index = np.zeros(len(self.frames.used), np.uint64)
         self._labels: dict[str, int] = {"": 0}
@@ -127,27 +125,24 @@ class Canvas:
 
     def finished(self) -> Owners:
         """The rows, written part by part. Nothing can be painted any more."""
-        found, rows = self.frames, np.zeros(len(self.owner), FRAME)
-        marks, words = found.marks.view(np.uint32)[:, 0], rows.view(_FRAME_WORDS)
-        pfns, mapcounts = np.arange(len(rows), dtype=np.uint64), found.word.view(np.int32)
-        for first, end in self.memmap.parts(_PART):
-            part = words[first:end]
-            part["pfn"] = pfns[first:end]
-            part["flags"] = found.flags[first:end]
-            part["refcount"] = found.refcount[first:end]
-            np.add(mapcounts[first:end], 1, out=part["mapcount"])
-            part["marks"] = marks[first:end]
-            part["detail"] = self.detail[first:end]
-        for start, stop in self.memmap.holes:
-            hole = words[start:stop]
-            hole["pfn"], hole["marks"] = pfns[start:stop], marks[start:stop]
-        rows["mapcount"][mapcounts < -1] = -1  # a page type is no mapcount
-        rows["index"][found.used] = self.index
+        columns, rows = self.frames.columns, np.zeros(len(self.owner), FRAME)
+        words, pfns = rows.view(_FRAME_WORDS), np.arange(len(rows), dtype=np.uint64)
+        mapcounts = columns.counts.view(np.int32)[:, 0]
+        mapcounts += 1
+        mapcounts[mapcounts < 0] = -1  # a page type is no mapcount
+        counts, paint = (pairs.view(np.uint64)[:, 0] for pairs in (columns.counts, columns.paint))
+        for run, last in self.memmap.runs:
+            for first in range(run, last, _PART):
+                end = min(first + _PART, last)
+                part = words[first:end]
+                part["pfn"], part["flags"] = pfns[first:end], columns.flags[first:end]
+                part["counts"], part["paint"] = counts[first:end], paint[first:end]
+        for first, end in self.memmap.holes:
+            words[first:end]["pfn"], words[first:end]["paint"] = pfns[first:end], paint[first:end]
+        rows["index"][self.frames.used] = self.index
         self._count_huge_mappings(rows)
-        if len(self._room) <= _MAX_KEPT:
-            self.kernel.recalled[Canvas] = (
-                self._room
-            )  # fresh memory costs more than all that is written there
+        if columns.nbytes <= _MAX_KEPT:  # fresh memory costs more than all that is written there
+            self.kernel.recalled[Canvas] = columns
         return Owners(rows, tuple(self._labels))
 
     def _count_huge_mappings(self, rows: NDArray[np.void]) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadFormat
 from inspector.kernel.files import file_names
+from inspector.kernel.frames import FrameState
 from inspector.kernel.hugetlb import are_hugetlb, hstates
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
@@ -18,9 +19,8 @@ _POINTER = ~np.uint64(3)  # PAGE_MAPPING_FLAGS
 
 def paint(canvas: Canvas) -> None:
     """Tell swap cache, shared memory and hugetlb from other files' pages, and name the files."""
-    _swap_cache(canvas)
-    frames = canvas.frames
-    places = np.flatnonzero(canvas.owner[frames.used] == Owner.PAGE_CACHE)
+    frames, cached = canvas.frames, _swap_cache(canvas)
+    places = np.flatnonzero((frames.used_state == FrameState.FILE) & ~cached)
     pfns = frames.used[places]
     heads = frames.head[places]
     of_head, tails = places.copy(), np.flatnonzero(pfns != heads)
@@ -48,11 +48,14 @@ def _any_hugetlb(kernel: Kernel) -> bool:
     return any(state.int("nr_huge_pages") for state in hstates(kernel))
 
 
-def _swap_cache(canvas: Canvas) -> None:
-    """PG_swapcache shares its bit with other names; it counts with PG_swapbacked only."""
-    pfns = canvas.owned(Owner.ANON, Owner.PAGE_CACHE)
+def _swap_cache(canvas: Canvas) -> NDArray[np.bool_]:
+    """Which of the frames in use it has: PG_swapcache, another's bit too, counts with PG_swapbacked."""
+    frames = canvas.frames
     mask = np.uint64(_bit(canvas, "PG_swapcache") | _bit(canvas, "PG_swapbacked"))
-    canvas.owner[pfns[canvas.frames.flags[pfns] & mask == mask]] = Owner.SWAP_CACHE
+    found: NDArray[np.bool_] = frames.used_flags & mask == mask
+    found &= (frames.used_state == FrameState.ANON) | (frames.used_state == FrameState.FILE)
+    canvas.owner[frames.used[found]] = Owner.SWAP_CACHE
+    return found
 
 
 def _bit(canvas: Canvas, name: str) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.kernel import lists
+from inspector.kernel.frames import FrameState
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
@@ -41,7 +42,7 @@ def _deposited(canvas: Canvas) -> None:
     if not types.has(kind, "pmd_huge_pte"):
         return
     link = np.uint64(types.offsetof("page", "lru"))
-    every = canvas.owned(Owner.PAGE_TABLE)
+    every = canvas.frames.used[canvas.frames.used_state == FrameState.PAGE_TABLE]
     named = canvas.detail[every] != 0
     tables, unknown = every[named], every[~named].astype(np.uint64)
     if not unknown.size:
