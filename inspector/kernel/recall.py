@@ -107,7 +107,7 @@ def confirm(kernel: Kernel, space: StillSpace) -> None:
     kernel.space = space
     kept = {
         question: known
-        for question, known in kernel.recalled.items()
+        for question, known in list(kernel.recalled.items())  # others may ask at the same time
         if isinstance(known, _Known) and known.stretches is space.stretches
     }
     if not kept:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from inspector.kernel.recall import Surveyed, recall, recall_survey
+from inspector.arch import StillSpace
+from inspector.kernel.recall import Surveyed, confirm, recall, recall_survey
 from inspector.symbols import Kernel, Symbol, SymbolTable
 from inspector.units import VirtAddr
 
@@ -168,3 +170,37 @@ def test_what_a_kernel_remembers_counts_too(tiny: TinyKernel) -> None:
     assert recall(tiny, offset) == 0x1000
     tiny.put(_HEAD, 0x2000)
     assert recall(tiny, offset) == 0x2000
+
+
+def test_all_that_is_kept_is_compared_at_once(tiny: TinyKernel) -> None:
+    """What changed is asked anew, what did not is not, under page tables that are the same and others."""
+    asked: list[int] = []
+
+    def first(kernel: Kernel) -> int:
+        asked.append(1)
+        return kernel.space.u8(VirtAddr(_HEAD))
+
+    def second(kernel: Kernel) -> int:
+        asked.append(2)
+        return kernel.space.u8(VirtAddr(_OTHER))
+
+    def answers() -> tuple[int, int]:
+        roots = np.array([tiny.space.root], np.uint64)
+        found = recall_survey(tiny, "all", roots, np.zeros(1, np.uint32))
+        moment = copy(tiny)
+        confirm(moment, StillSpace(tiny.memory, tiny.space.format, tiny.space.root, found.stretches))
+        return recall(moment, first), recall(moment, second)
+
+    assert [answers() for _ in range(3)] == [(0, 0)] * 3
+    assert asked == [1, 2]
+    tiny.put(_OTHER, 9)
+    assert answers() == (0, 9)
+    assert asked == [1, 2, 2]
+    tiny.put(0x2000, 0x3000 | 3)  # a table of 4 KiB pages in place of the 2 MiB page at 0 (SDM Vol. 3A, 4.5)
+    tiny.put(0x3000, *(page | 3 for page in range(0, 0x9000, 0x1000)))
+    assert answers() == (0, 9)
+    assert asked == [1, 2, 2]
+    tiny.put(0x8000, 5)
+    tiny.put(0x3000 + 8 * 5, 0x8000 | 3)  # _HEAD is on another page
+    assert answers() == (5, 9)
+    assert asked == [1, 2, 2, 1]
