@@ -30,6 +30,10 @@ _MAX_MEMMAP = 16 * MIB
 """Up to so many bytes of struct pages (1 GiB of memory) are kept from a fault's begin to its end."""
 
 
+StructPages = list[tuple[Pfn, NDArray[np.uint8]]]
+"""The bytes of struct pages that follow one another, each run with its first PFN."""
+
+
 class Reader:
     """Reads at stops, with translations of its own: others may read meanwhile, with theirs."""
 
@@ -160,19 +164,28 @@ class Reader:
                 found.append((Pfn(first + (low - start) // size), pa, high - low))
         return found
 
-    def struct_pages(self) -> list[tuple[Pfn, NDArray[np.uint8]]] | None:
+    def struct_pages(self) -> StructPages | None:
         """A copy of every struct page, to look one up later; None where that is too much to copy."""
         if sum(length for _, _, length in self._runs) > _MAX_MEMMAP:
             return None
         return [(pfn, self.kernel.memory.array(pa, length).copy()) for pfn, pa, length in self._runs]
 
-    def frame_before(self, pages: list[tuple[Pfn, NDArray[np.uint8]]] | None, pfn: Pfn) -> FrameState | None:
-        """A frame's state in such a copy."""
+    def frame_before(self, pages: StructPages | None, pfn: Pfn) -> FrameState | None:
+        """A frame's state in such a copy, or its compound page's."""
+        page = self._copied(pages, pfn)
+        if page is None:
+            return None
+        words = self._memmap.compound_words(page)
+        head = self._copied(pages, Pfn(int(self._memmap.heads_of(np.array([pfn]), words)[0])))
+        return self._state(pfn, (page if head is None else head).tobytes())
+
+    def _copied(self, pages: StructPages | None, pfn: Pfn) -> NDArray[np.uint8] | None:
+        """A struct page in a copy, as the only row."""
         size = self._memmap.struct_size
         for first, raw in pages or ():
             at = (pfn - first) * size
             if 0 <= at < len(raw):
-                return self._state(pfn, raw[at : at + size].tobytes())
+                return raw[at : at + size].reshape(1, -1)
         return None
 
     def frame(self, pfn: Pfn) -> FrameState | None:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from inspector import Guest
 from inspector.errors import NoSuchFrame
 from inspector.kernel.frames import FrameState
+from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners import Owner
+from inspector.trace.reading import Reader
 from inspector.units import Pfn, VirtAddr
 
 pytestmark = pytest.mark.guest
@@ -299,3 +301,18 @@ def test_one_page_agrees_with_all(varied_guest: Guest) -> None:
             assert page.refcount == row["refcount"]
             assert (-1 if page.mapcount is None else page.mapcount) == row["mapcount"]
             assert not (row["state"] == FrameState.ANON and not page.is_tail) or page.mapping_kind == "anon"
+
+
+def test_frames_in_a_copy_of_all_struct_pages(varied_guest: Guest) -> None:
+    """What a fault's record tells of a frame before it, tails of compound pages too, is what it is now."""
+    guest = varied_guest
+    with guest.paused():
+        reader, rows, memmap = Reader(guest.kernel), guest.frames(), MemMap(guest.kernel)
+        pages = [(first, structs.reshape(-1).copy()) for first, _, structs in memmap.pieces()]
+        mapped = rows["pfn"][(rows["owner"] == Owner.ANON) & (rows["mapcount"] > 0)]
+        chosen = [*mapped[:: len(mapped) // 50].tolist(), *rows["pfn"][:: len(rows) // 50].tolist()]
+        now = {Pfn(pfn): reader.frame(Pfn(pfn)) for pfn in chosen if memmap.has(pfn)}
+        assert {pfn: reader.frame_before(pages, pfn) for pfn in now} == now
+        tails = [pfn for pfn in now if guest.page(pfn).is_tail and rows["owner"][pfn] == Owner.ANON]
+    assert tails
+    assert {frame.use for pfn in tails if (frame := now[pfn])} == {"anonymous"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
@@ -331,10 +330,8 @@ def tiny_kernel() -> type[TinyKernel]:
 
 @pytest.fixture(scope="session")
 def gcc(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """What compiles C source, with options, to a file. Skips without a compiler, fails under CI."""
+    """What compiles C source, with options, to a file. Skips without a compiler."""
     if not shutil.which("gcc"):
-        if os.environ.get("CI"):
-            pytest.fail("gcc is missing")
         pytest.skip("gcc is missing")
 
     def compile_(source: str, *options: str) -> Path:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -100,8 +99,6 @@ def types(vmlinux: Path) -> TypeTable:
 
 def test_symbols_as_nm_prints_them(vmlinux: Path) -> None:
     if not shutil.which("nm"):
-        if os.environ.get("CI"):
-            pytest.fail("nm is missing")
         pytest.skip("nm is missing")
     arrays = Vmlinux(vmlinux).symbols()
     assert arrays is not None
