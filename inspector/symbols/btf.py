@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _HEADER = struct.Struct("<HBBIIIII")  # magic, version, flags, hdr_len, type_off
 _LAYOUT_HEADER = struct.Struct("<II")  # layout_off, layout_len (7.1)
 _MAX_CHAIN = 64  # typedefs, qualifiers and pointers in a row; the kernel's longest is 8
 _INT_SIGNED = 1
+_MAX_NAME = 1024  # C names of types; KSYM_NAME_LEN is 512
 _MODULE_IDS = 32  # a module's own ids lie above this many bits, so that two modules' never meet
 
 
@@ -291,13 +293,31 @@ class Btf(TypeTable):
         kinds: tuple[BtfKind, ...] = _FINDABLE
         if rest and keyword in ("struct", "union", "enum"):
             kinds, name = tuple(k for k in kinds if k.name.lower().startswith(keyword)), rest
-        ids = self._ids(name, *kinds)
-        if not ids:
-            return None
-        return self.type(min(ids, key=lambda id_: kinds.index(self._head(id_)[1])))
+        ids = self._named(name.encode(), kinds)
+        return self.type(min(ids, key=lambda id_: kinds.index(self._head(id_)[1]))) if ids else None
+
+    def _named(self, name: bytes, kinds: tuple[BtfKind, ...]) -> list[int]:
+        """The ids of the types of that name and of one of the kinds: this blob's, or else its base's."""
+        ids = [id_ for id_ in self._by_name.get(name, ()) if self._head(id_)[1] in kinds]
+        return self.base._named(name, kinds) if self.base and not ids else ids
+
+    @cached_property
+    def _by_name(self) -> dict[bytes, list[int]]:
+        """The ids of this blob's types that find() knows."""
+        found: dict[bytes, list[int]] = {}
+        findable = np.zeros(1 << 8, np.bool_)
+        findable[list(_FINDABLE)] = True
+        rows = np.flatnonzero(findable[self._kinds] & (self._name_offsets != 0))
+        for row, offset in zip(rows.tolist(), self._name_offsets[rows].tolist(), strict=True):
+            owner = self.base if self.base and offset < self._first_string else self
+            start = offset - owner._first_string
+            end = owner._strings.find(b"\0", start, start + _MAX_NAME)
+            if end >= 0:
+                found.setdefault(owner._strings[start:end], []).append(self._first_id + row)
+        return found
 
     def _ids(self, name: str, *kinds: BtfKind) -> list[int]:
-        """The ids of the types of that name and of one of the kinds: this blob's, or else its base's."""
+        """The ids of the functions or variables of that name: this blob's, or else its base's."""
         offsets = self._string_offsets(name)
         rows = np.flatnonzero(np.isin(self._name_offsets, offsets) & np.isin(self._kinds, kinds))
         if not len(rows) and self.base:
