@@ -20,6 +20,7 @@ def paint(canvas: Canvas, survey: Survey) -> None:
     whose = ("kernel", *survey.threads.spaces)
     _paint(canvas, survey.kernel_tables, whose, survey.kernel_tables["root"].astype(np.int64))
     _paint(canvas, survey.user_tables, whose, survey.user_tables["root"].astype(np.int64) + 1)
+    _second_pages(canvas, survey)
     _deposited(canvas)
 
 
@@ -30,6 +31,20 @@ def _paint(canvas: Canvas, found: NDArray[np.void], whose: tuple[str, ...], owne
     texts = [f"{levels[pair % len(levels)]} table, {whose[pair // len(levels)]}" for pair in used.tolist()]
     names = canvas.labelled(texts)
     canvas.paint(found["pa"] // np.uint64(canvas.page_size), Owner.PAGE_TABLE, names[which], _OVER)
+
+
+def _second_pages(canvas: Canvas, survey: Survey) -> None:
+    """The page behind a PGD, where KPTI is built in and off: both are one block (PGD_ALLOCATION_ORDER).
+
+    Nobody refers to it by itself. Later there is none where KPTI is off (pgd_allocation_order(), in 7.2).
+    """
+    tops = survey.user_tables[survey.user_tables["level"] == 0]
+    pfns = (tops["pa"] // np.uint64(canvas.page_size)).astype(np.int64) | 1
+    behind = np.flatnonzero(pfns < len(canvas.owner))
+    behind = behind[canvas.frames.refcount[pfns[behind]] == 0]
+    whose = [survey.threads.spaces[space] for space in tops["root"][behind].tolist()]
+    names = canvas.labelled([f"PGD table's second page, {name}" for name in whose])
+    canvas.paint(pfns[behind].astype(np.uint64), Owner.PAGE_TABLE, names, (Owner.UNMARKED,))
 
 
 def _deposited(canvas: Canvas) -> None:
