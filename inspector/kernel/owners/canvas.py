@@ -128,8 +128,7 @@ class Canvas:
         columns, rows = self.frames.columns, np.zeros(len(self.owner), FRAME)
         words, pfns = rows.view(_FRAME_WORDS), np.arange(len(rows), dtype=np.uint64)
         mapcounts = columns.counts.view(np.int32)[:, 0]
-        mapcounts += 1
-        mapcounts[mapcounts < 0] = -1  # a page type is no mapcount
+        np.maximum(mapcounts + 1, -1, out=mapcounts)  # a page type is no mapcount
         counts, paint = (pairs.view(np.uint64)[:, 0] for pairs in (columns.counts, columns.paint))
         for run, last in self.memmap.runs:
             for first in range(run, last, _PART):
