@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from inspector.errors import LabFailed
+from inspector.kernel.frames import FrameState
 from inspector.labs import checks, edu, prepare
 from inspector.labs.checks import equal, holds, kib, pfn_text
 from inspector.labs.edu import DMESG, DRIVER, KINDS, REGISTERS, Buffer, Engine, names
@@ -337,12 +338,24 @@ def _low_pages(stage: Stage) -> list[VirtAddr]:
     return [VirtAddr(va) for va in low]
 
 
+def _drain(stage: Stage) -> None:
+    """Have the CPUs' lists emptied: a frame may wait there in a larger block, for which no program asks.
+
+    The kernel does so to soft-offline a free frame, which is lost to it (mm/memory-failure.c,
+    __page_handle_poison(): zone_pcp_disable()).
+    """
+    rows = stage.guest.frames()
+    free = rows["pfn"][rows["state"] == FrameState.FREE]
+    _move_away(stage, Pfn(int(free[-1])))
+
+
 def _heir(stage: Stage, others: _Others, pfn: Pfn) -> VirtAddr:
     """Touch memory until the frame is under a page of the program's; where. Raises LabFailed."""
     part = others.count // _PARTS
     for number in range(2 * _PARTS):
         if number == _PARTS:
             stage.actor.thin(others.start, others.count)  # once more from the start
+            _drain(stage)
         # The frames on top of the CPU's list are those of the shells that talk to the program: mix them.
         stage.guest.run("sleep 0 | sleep 0 | sleep 0 | sleep 0")
         stage.actor.touch(others.start + number % _PARTS * part * stage.page_size, part)
