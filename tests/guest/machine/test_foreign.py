@@ -65,6 +65,7 @@ class ForeignQemu:
             )
             self._await(lambda: b"\nready" in self._heard.replace(b"\r", b""), "a plain shell")
             self.ask("/bin/busybox mount -t proc proc /proc")
+            self.ask("echo 1 >/proc/sys/kernel/printk")  # else the kernel's lines come among the answers
             self.ask("/bin/busybox mount -t devtmpfs dev /dev")  # a job in the background wants /dev/null
         except BaseException:
             self.close()
