@@ -316,12 +316,12 @@ class Btf(TypeTable):
                 found.setdefault(owner._strings[start:end], []).append(self._first_id + row)
         return found
 
-    def _ids(self, name: str, *kinds: BtfKind) -> list[int]:
+    def _ids(self, name: str, kind: BtfKind) -> list[int]:
         """The ids of the functions or variables of that name: this blob's, or else its base's."""
         offsets = self._string_offsets(name)
-        rows = np.flatnonzero(np.isin(self._name_offsets, offsets) & np.isin(self._kinds, kinds))
+        rows = np.flatnonzero(np.isin(self._name_offsets, offsets) & (self._kinds == kind))
         if not len(rows) and self.base:
-            return self.base._ids(name, *kinds)
+            return self.base._ids(name, kind)
         return [self._first_id + row for row in rows.tolist()]
 
     def _string_offsets(self, name: str) -> NDArray[np.uint32]:

@@ -77,11 +77,6 @@ class Canvas:
         """All labels, by number."""
         return list(self._labels)
 
-    def owned(self, *owners: Owner) -> NDArray[np.int64]:
-        """The PFNs in use that now have one of these owners."""
-        used = self.frames.used
-        return used[_any_of(owners)[self.owner[used]]]
-
     def compound(self, *owners: Owner) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Their frames in compound pages, the first PFN of each of these, and for every frame whose it is."""
         places = self.frames.compound

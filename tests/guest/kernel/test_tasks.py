@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import mmap
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from inspector import Guest
-from inspector.arch import AddressSpace
 from inspector.errors import CorruptGuest, NoSuchTask, PageFault
 from inspector.kernel.rmap import ReverseMap
 from inspector.kernel.tasks import Task, task, tasks
 from inspector.kernel.vmas import Vma
-from inspector.memory import MappedRam
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr
 
@@ -166,18 +164,15 @@ def test_no_such_task(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("member", ["cred", "mm", "signal"])
-def test_a_corrupt_task_does_not_hide_the_others(guest: Guest, member: str) -> None:
+def test_a_corrupt_task_does_not_hide_the_others(
+    guest: Guest, private_copy: Callable[[Guest], Kernel], member: str
+) -> None:
     """In a copy of the guest's memory, a pointer of one task leads to nowhere."""
     with guest.paused():
         victim, before = guest.task(1), guest.tasks()
-        assert guest.machine.ram_fd is not None
-        copy = mmap.mmap(guest.machine.ram_fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-        real = guest.kernel
-        memory = MappedRam(copy, guest.memory.blocks)
-        space = AddressSpace(memory, real.space.format, real.space.root)
-        kernel = Kernel(memory, space, real.symbols, real.types, real.vmcoreinfo)
-        at = victim.address + real.types.offsetof("task_struct", member)
-        memory.write(real.virt_to_phys(VirtAddr(at)), (0xFFFF_DEAD_0000_0000).to_bytes(8, "little"))
+        kernel = private_copy(guest)
+        at = victim.address + kernel.types.offsetof("task_struct", member)
+        kernel.memory.write(kernel.virt_to_phys(VirtAddr(at)), (0xFFFF_DEAD_0000_0000).to_bytes(8, "little"))
         for threads in (False, True):
             found = tasks(kernel, threads)
             (broken,) = (task for task in found if task.error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +10,8 @@ import numpy as np
 import pytest
 
 from inspector import Guest
-from inspector.arch import AddressSpace
 from inspector.kernel.frames import FrameState, frames
 from inspector.kernel.memmap import MemMap
-from inspector.memory import MappedRam
 from inspector.symbols import Kernel
 from inspector.units import Pfn, VirtAddr
 
@@ -128,15 +125,12 @@ def test_agrees_with_proc(
     pytest.fail(f"{path} said, and we found: {wrong}; {len(agreed)} of {len(first)} numbers stood still")
 
 
-def test_who_points_into_a_list_is_not_on_it(any_guest: Guest) -> None:
+def test_who_points_into_a_list_is_not_on_it(
+    any_guest: Guest, private_copy: Callable[[Guest], Kernel]
+) -> None:
     """In a copy of memory two pages in use lose their references, and get links as if once on a list."""
     with any_guest.paused():
-        assert any_guest.machine.ram_fd is not None
-        copy = mmap.mmap(any_guest.machine.ram_fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-        real = any_guest.kernel
-        memory = MappedRam(copy, any_guest.memory.blocks)
-        space = AddressSpace(memory, real.space.format, real.space.root)
-        kernel = Kernel(memory, space, real.symbols, real.types, real.vmcoreinfo)
+        kernel = private_copy(any_guest)
         memmap, before = MemMap(kernel), frames(kernel).state
         listed = np.flatnonzero(before == FrameState.PER_CPU)
         lru, references = (kernel.types.offsetof("page", name) for name in ("lru", "_refcount"))
@@ -145,7 +139,7 @@ def test_who_points_into_a_list_is_not_on_it(any_guest: Guest) -> None:
 
         def write(at: int, *words: int) -> None:
             data = b"".join(word.to_bytes(8, "little") for word in words)
-            memory.write(kernel.virt_to_phys(VirtAddr(at)), data)
+            kernel.memory.write(kernel.virt_to_phys(VirtAddr(at)), data)
 
         for page in (first, second):
             count = kernel.space.read(VirtAddr(page + references), 8)
