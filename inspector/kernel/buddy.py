@@ -53,16 +53,16 @@ def migratetypes(kernel: Kernel) -> tuple[str, ...]:
     )
 
 
-def free_blocks(kernel: Kernel, memmap: MemMap, types: NDArray[np.uint32] | None = None) -> NDArray[np.void]:
+def free_blocks(kernel: Kernel, memmap: MemMap, counts: NDArray[np.uint64] | None = None) -> NDArray[np.void]:
     """Every block on a buddy free list, by PFN, as FREE_BLOCK rows.
 
-    Blocks are found by their page_type, of which `types` are all from PFN 0 on; which list each is on comes
-    from following all lists at once.
+    Blocks are found by their page_type: `counts` are all of these from PFN 0 on, each with the _refcount,
+    which is 0 there, in the upper half. Which list each is on comes from following all lists at once.
     A CPU that was stopped inside the allocator may hold one block between lists: it is left out.
     Raises CorruptGuest where more blocks than CPUs are on no list.
     """
     heads, which = recall(kernel, _free_lists)
-    pfns = _buddy_pfns(memmap, types)
+    pfns = _buddy_pfns(memmap, counts)
     links = memmap.addresses(pfns) + np.uint64(kernel.types.offsetof("page", "lru"))
     following, _ = kernel.space.gather(links, _U64)
     ends = lists.follow(links, following, heads)
@@ -169,11 +169,11 @@ def _per_cpu_lists(kernel: Kernel) -> tuple[NDArray[np.uint64], NDArray[np.void]
     return np.array(heads, np.uint64), np.array(rows, PCP_PAGE)
 
 
-def _buddy_pfns(memmap: MemMap, types: NDArray[np.uint32] | None) -> NDArray[np.uint64]:
+def _buddy_pfns(memmap: MemMap, counts: NDArray[np.uint64] | None) -> NDArray[np.uint64]:
     # ~PG_buddy up to 6.11; PGTY_buddy << 24 since 4ffca5a96678 (6.12): VMCOREINFO has either under one name.
     mark = np.uint32(memmap.kernel.vmcoreinfo.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF)
-    if types is not None:
-        return np.flatnonzero(types == mark).astype(np.uint64)
+    if counts is not None:
+        return np.flatnonzero(counts == np.uint64(mark)).astype(np.uint64)
     found = [
         np.flatnonzero(memmap.column(first, end, "page_type", "<u4") == mark).astype(np.uint64)
         + np.uint64(first)

@@ -50,11 +50,12 @@ _SOME = _mark(0, 0xFF)  # not known yet
 
 
 class Columns:
-    """Room for what is known of each PFN: its flags; _mapcount and refcount; a number that frames() leaves to
-    others, and the marks. The second and third are pairs as a FRAME has them.
+    """Room for what is known of each PFN: its flags; _mapcount and refcount; a number that frames() leaves 0
+    for others, and the marks. The second and third are pairs as a FRAME has them.
     """
 
     def __init__(self, count: int) -> None:
+        self.pfns = np.arange(count, dtype=np.uint64)
         self.flags = np.empty(count, np.uint64)
         self.counts = np.empty((count, 2), np.uint32)
         self.paint = np.empty((count, 2), np.uint32)
@@ -65,7 +66,7 @@ class Columns:
     @property
     def nbytes(self) -> int:
         """Bytes of all."""
-        return self.flags.nbytes + self.counts.nbytes + self.paint.nbytes
+        return self.pfns.nbytes + self.flags.nbytes + self.counts.nbytes + self.paint.nbytes
 
 
 @dataclass(slots=True)
@@ -75,13 +76,15 @@ class Frames:
     `state` is a FrameState; `order` and `migratetype` are the free block's that holds the frame, 0 and
     NO_MIGRATETYPE elsewhere. `word` is _mapcount, which page types share.
 
-    `used` are the PFNs that are neither holes nor free, in order. What follows has a place for each of these:
-    its flags and state once more, its mapping and index, and `head`, the first PFN of the compound page (the
-    PFN itself where there is none). `compound` are the places of those in compound pages. `slabs` are the
-    first PFNs of slabs, `slab_structs` the bytes of their struct pages.
+    `reserved` are the PFNs in that state, `used` those that are neither holes, free nor reserved, in order.
+    What follows has a place for each of the used: its flags and state once more, its mapping and index, and
+    `head`, the first PFN of the compound page (the PFN itself where there is none). `compound` are the places
+    of those in compound pages. `slabs` are the first PFNs of slabs, `slab_structs` the bytes of their struct
+    pages.
     """
 
     columns: Columns
+    reserved: NDArray[np.int64]
     used: NDArray[np.int64]
     used_flags: NDArray[np.uint64]
     used_state: NDArray[np.uint8]
@@ -127,6 +130,10 @@ class Frames:
         """Of the free block that holds the frame."""
         return self._mark(_MIGRATETYPE)
 
+    def used_as(self, state: FrameState) -> NDArray[np.bool_]:
+        """Which of `used` are in use for this."""
+        return np.asarray(self.used_state == int(state))  # of a number of its own numpy makes a wide one
+
     def _mark(self, which: int) -> NDArray[np.uint8]:
         return self.columns.paint.view(np.uint8)[:, 4 + which]
 
@@ -148,49 +155,52 @@ def frames(
     flags, marks, path = columns.flags, columns.paint[:, 1], flags_path(kernel)
     counts_path = kernel.layout(_counts_path)
     word, refcount = columns.counts[:, 0], columns.counts.view(np.int32)[:, 1]
-    counts = columns.counts.view(np.uint64)[:, 0]
-    marks[:] = _SOME
+    counts, paint = columns.counts.view(np.uint64)[:, 0], columns.paint.view(np.uint64)[:, 0]
+    unknown = np.array([0, _SOME], np.uint32).view(np.uint64)[0]
+    paint[:] = unknown
     for first, end in memmap.holes:
         flags[first:end], refcount[first:end], word[first:end] = 0, 0, NO_TYPE
         marks[first:end] = table[FrameState.HOLE]
     for first, end, structs in memmap.pieces():
         flags[first:end] = memmap.member(structs, path, "<u8")
         counts[first:end] = memmap.member(structs, counts_path, "<u8")
-    _spread(marks, buddy.free_blocks(kernel, memmap, word), table[FrameState.FREE])
-    used = np.flatnonzero(marks == _SOME)
+    _spread(paint, buddy.free_blocks(kernel, memmap, counts), table[FrameState.FREE])
+    used = np.flatnonzero(paint == unknown)
+    bits = {name: np.uint64(1 << bit) for name, bit in flag_bits(kernel).items()}
+    is_reserved = flags.take(used) & bits["reserved"] != 0
+    reserved, used = used[is_reserved], used[~is_reserved]
+    marks[reserved] = table[FrameState.RESERVED]
     unused = used[refcount[used] == 0].astype(np.uint64)
-    _spread(marks, buddy.per_cpu_pages(kernel, memmap, unused), table[FrameState.PER_CPU])
-    used = used[marks[used] == _SOME]
-    mapping, index, words, used_flags = np.empty((4, len(used)), np.uint64)
-    types, used_word, index_path = PageTypes(kernel), word[used], _index_path(kernel)
-    slabs, slab_structs = [np.empty(0, np.int64)], [np.empty((0, memmap.struct_size), np.uint8)]
+    _spread(paint, buddy.per_cpu_pages(kernel, memmap, unused), table[FrameState.PER_CPU])
+    used = used[paint.take(used) == unknown]
+    mapping, index, words = np.empty((3, len(used)), np.uint64)
+    used_flags, used_word, index_path = flags.take(used), word[used], _index_path(kernel)
+    are_slabs = _are_slabs(kernel, PageTypes(kernel), used_flags, used_word)
+    slab_structs = [np.empty((0, memmap.struct_size), np.uint8)]
     for first, end, structs in memmap.pieces(_PART):
-        low, high = np.searchsorted(used, (first, end))
+        low, high = used.searchsorted((first, end))
         some = structs.take(used[low:high] - first, axis=0)
         mapping[low:high] = memmap.member(some, "mapping", "<u8")
         index[low:high] = memmap.member(some, index_path, "<u8")
         words[low:high] = memmap.compound_words(some)
-        used_flags[low:high] = memmap.member(some, path, "<u8")
-        places = np.flatnonzero(_are_slabs(kernel, types, used_flags[low:high], used_word[low:high]))
-        slabs.append(places + low)
-        slab_structs.append(some[places])
+        slab_structs.append(some[are_slabs[low:high]])
     head = memmap.heads_of(used, words)
     state = _states(kernel, used_flags, used_word, mapping)
+    state[are_slabs] = FrameState.SLAB
     # A compound page's tails are what its head is.
     tails = np.flatnonzero(head != used)
     of_tails = head[tails]
-    places = np.minimum(np.searchsorted(used, of_tails), len(used) - 1)
+    places = np.minimum(used.searchsorted(of_tails), len(used) - 1)
     known = used[places] == of_tails
     state[tails[known]] = state[places[known]]
-    bits = {name: np.uint64(1 << bit) for name, bit in flag_bits(kernel).items()}
-    state[used_flags & bits["reserved"] != 0] = FrameState.RESERVED
-    marks[used] = table[state]
+    marks[used] = table.take(state)
     compound = used_flags & bits["head"] != 0
     compound[tails] = flags[of_tails] & bits["head"] != 0
-    places = np.concatenate(slabs)
+    places = np.flatnonzero(are_slabs)
     first_pages = (state[places] == FrameState.SLAB) & (head[places] == used[places])
     return Frames(
         columns=columns,
+        reserved=reserved,
         used=used,
         used_flags=used_flags,
         used_state=state,
@@ -215,26 +225,28 @@ def _index_path(kernel: Kernel) -> str:
     return "index" if kernel.types.has("page", "index") else "__folio_index"
 
 
-def _spread(marks: NDArray[np.uint32], blocks: NDArray[np.void], mark: np.uint32) -> None:
+def _spread(paint: NDArray[np.uint64], blocks: NDArray[np.void], mark: np.uint32) -> None:
     """Mark the 2**order frames of each free block. Raises CorruptGuest."""
-    values = np.full(len(blocks), mark).view(np.uint8).reshape(-1, 4)
-    values[:, _ORDER], values[:, _MIGRATETYPE] = blocks["order"], blocks["migratetype"]
-    words, orders, pfns = values.view(np.uint32)[:, 0], blocks["order"], blocks["pfn"]
+    pairs = np.zeros((len(blocks), 2), np.uint32)
+    pairs[:, 1] = mark
+    bytes_ = pairs.view(np.uint8)
+    bytes_[:, 4 + _ORDER], bytes_[:, 4 + _MIGRATETYPE] = blocks["order"], blocks["migratetype"]
+    words, orders, pfns = pairs.view(np.uint64), blocks["order"], blocks["pfn"]
     sizes = np.uint64(1) << np.minimum(orders, _WIDEST).astype(np.uint64)
-    lost = np.flatnonzero((pfns & sizes - np.uint64(1) != 0) | (pfns + sizes > len(marks)))
+    lost = np.flatnonzero((pfns & sizes - np.uint64(1) != 0) | (pfns + sizes > len(paint)))
     if lost.size:
         where = f"of order {orders[lost[0]]} cannot be at PFN {int(pfns[lost[0]]):#x}"
         raise CorruptGuest(f"a free block {where}: see its alignment and end")
     for order in np.flatnonzero(np.bincount(orders)).tolist():
         chosen = np.flatnonzero(orders == order)
-        whole = marks[: len(marks) >> order << order].reshape(-1, 1 << order)
-        whole[(pfns[chosen] >> np.uint64(order)).astype(np.int64)] = words[chosen, None]
+        whole = paint[: len(paint) >> order << order].reshape(-1, 1 << order)
+        whole[pfns[chosen] >> np.uint64(order)] = words[chosen]
 
 
 def _states(
     kernel: Kernel, flags: NDArray[np.uint64], word: NDArray[np.uint32], mapping: NDArray[np.uint64]
 ) -> NDArray[np.uint8]:
-    """The FrameState that struct pages tell by themselves."""
+    """The FrameState that struct pages tell by themselves; slabs are told apart before."""
     bits, types = flag_bits(kernel), PageTypes(kernel)
 
     def flagged(*names: str) -> NDArray[np.bool_]:
@@ -245,7 +257,6 @@ def _states(
     states[(mapping != 0) & flagged("lru", "uptodate")] = FrameState.FILE
     states[(mapping & np.uint64(_MAPPING_ANON)) != 0] = FrameState.ANON
     states[types.are("table", word)] = FrameState.PAGE_TABLE
-    states[_are_slabs(kernel, types, flags, word)] = FrameState.SLAB
     return states
 
 

@@ -143,7 +143,7 @@ class MemMap:
         A head that would lie outside of all memory is corrupt: the tail is then taken for a page of its own.
         """
         heads = pfns.copy()
-        tails = np.flatnonzero(words & _TAIL)
+        tails = np.flatnonzero(words & _TAIL != 0)
         info = words[tails] & ~_TAIL
         own = self.addresses(pfns[tails].astype(np.uint64))
         at = (np.where(info >= _LOWEST_MASK, own & info, info) - np.uint64(self.base)) // np.uint64(

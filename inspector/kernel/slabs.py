@@ -121,7 +121,7 @@ def member(
     size = field.width
     if not 0 <= offset <= raw.shape[1] - size:
         raise BadFormat(f"the types are corrupt: {type_name}.{path} lies {offset} bytes in")
-    values = np.ascontiguousarray(raw[:, offset : offset + size]).view(f"<u{size}")[:, 0].astype(np.uint64)
+    values = raw[:, offset : offset + size].view(f"<u{size}")[:, 0].astype(np.uint64)
     if field.bit_size:
         values = values >> np.uint64(field.bit_shift) & np.uint64((1 << field.bit_size) - 1)
     return values
@@ -140,7 +140,8 @@ class Caches:
         self.names: list[str]
         self._oo: NDArray[np.uint64]
         self._min: NDArray[np.uint64]
-        self.addresses, self.size, self._oo, self._min, self.names = recall(kernel, _listed)
+        self.addresses, self.size, self._oo, self._min, self.names, self._by_address = recall(kernel, _listed)
+        self._sorted = self.addresses.take(self._by_address)
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -157,20 +158,18 @@ class Caches:
 
     def index(self, addresses: NDArray[np.uint64]) -> NDArray[np.uint16]:
         """Which cache is at each address; NO_CACHE where none is."""
-        order = np.argsort(self.addresses)
-        found = order[np.minimum(np.searchsorted(self.addresses, addresses, sorter=order), len(self) - 1)]
-        return np.where(self.addresses[found] == addresses, found, NO_CACHE).astype(np.uint16)
+        at = np.minimum(self._sorted.searchsorted(addresses), len(self) - 1)
+        return np.where(self._sorted.take(at) == addresses, self._by_address.take(at), np.uint16(NO_CACHE))
 
     def orders(self, cache: NDArray[np.uint16], objects: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The order of a slab with so many objects; -1 where its cache makes no such slab.
 
         A cache has two sizes of slab: the usual, and the least when memory is short (C: oo, min).
         """
-        kinds = np.stack((self._min, self._oo))[:, cache]
         orders = np.full(len(cache), -1)
-        for kind in kinds:
-            same = (kind & _OO_MASK) == objects
-            orders[same] = kind[same] >> _OO_SHIFT
+        for kinds in (self._min, self._oo):
+            kind = kinds.take(cache)
+            np.copyto(orders, (kind >> _OO_SHIFT).view(np.int64), where=kind & _OO_MASK == objects)
         return orders
 
     @cached_property
@@ -253,7 +252,7 @@ def slabs(kernel: Kernel) -> list[SlabCache]:
 
 
 def _listed(kernel: Kernel) -> tuple[Any, ...]:
-    """The caches' addresses, their size, oo and min, and their names."""
+    """The caches' addresses, their size, oo and min, and their names; which they are in order of address."""
     link = kernel.types.offsetof("kmem_cache", "list")
     found = lists.nodes(kernel, kernel.symbol("slab_caches"), _MAX_CACHES)
     addresses = np.array([at - link for at in found], np.uint64)
@@ -278,7 +277,7 @@ def _listed(kernel: Kernel) -> tuple[Any, ...]:
             raise CorruptGuest(
                 f"the slab cache at {int(addresses[lost[0]]):#x} has slabs that its objects do not fit in"
             )
-    return addresses, size, oo, least, names
+    return addresses, size, oo, least, names, np.argsort(addresses).astype(np.uint16)
 
 
 def slab_pages(

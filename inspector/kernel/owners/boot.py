@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import InspectorError
-from inspector.kernel.frames import FrameState
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
@@ -29,10 +29,11 @@ Segments = tuple[NDArray[np.int64], NDArray[np.uint8], list[str], NDArray[np.uin
 def paint(canvas: Canvas) -> None:
     """Firmware, the image and what symbols lead to in boot memory."""
     starts, owners, texts, labels = recall(canvas.kernel, _segments)
-    pfns = canvas.frames.used[canvas.frames.used_state == FrameState.RESERVED]
-    places = np.searchsorted(starts, pfns, "right") - 1
-    canvas.owner[pfns] = owners[places]
-    canvas.detail[pfns] = canvas.labelled(texts)[labels][places]
+    pfns = canvas.frames.reserved
+    edges = [*pfns.searchsorted(starts).tolist(), len(pfns)]
+    sizes = [end - first for first, end in pairwise(edges)]
+    canvas.owner[pfns] = np.repeat(owners, sizes)
+    canvas.detail[pfns] = np.repeat(canvas.labelled(texts)[labels], sizes)
 
 
 def _segments(kernel: Kernel) -> Segments:

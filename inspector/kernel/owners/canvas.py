@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ _FRAME_WORDS = np.dtype(
 """A FRAME, with the pairs of Columns."""
 
 _PART = 1 << 13  # rows that fit a CPU's cache
+# To make mapcounts of each _mapcount, and leave the refcount beside it: a page type is no mapcount.
+_ONE_MORE = np.tile(np.array([1, 0], np.int32), (_PART, 1))
+_LEAST = np.tile(np.array([-1, np.iinfo(np.int32).min], np.int32), (_PART, 1))
 _MAX_KEPT = 128 << 20  # bytes; larger ones the host gives in large pages, which is fast
 
 _MAPPED = (Owner.ANON, Owner.SWAP_CACHE, Owner.SHMEM, Owner.PAGE_CACHE, Owner.HUGETLB)
@@ -59,7 +63,6 @@ class Canvas:
         self.page_size: int = kernel.space.format.page_size
         self.owner = self.frames.owner
         self.detail = columns.paint[:, 0]
-        self.detail[:] = 0
         self.index = np.zeros(len(self.frames.used), np.uint64)
         self._labels: dict[str, int] = {"": 0}
 
@@ -89,17 +92,18 @@ class Canvas:
         pfns: NDArray[np.uint64],
         owner: Owner,
         details: NDArray[np.uint32] | int = 0,
-        over: Sequence[Owner] = UNCLAIMED,
+        over: tuple[Owner, ...] = UNCLAIMED,
     ) -> None:
         """Give frames, with a label for all or one each, to an owner where they are one of `over` now."""
-        inside = pfns < np.uint64(len(self.owner))
-        chosen = pfns[inside].astype(np.int64)
-        free = _any_of(over)[self.owner[chosen]]
-        self.owner[chosen[free]] = owner
-        self.detail[chosen[free]] = np.broadcast_to(details, pfns.shape)[inside][free]
+        inside = np.minimum(pfns, np.uint64(len(self.owner) - 1))
+        chosen = inside.astype(np.int64)
+        free = np.flatnonzero(_any_of(over)[self.owner[chosen]] & (inside == pfns))
+        places = chosen[free]
+        self.owner[places] = owner
+        self.detail[places] = details if isinstance(details, int) else details[free]
 
     def paint_run(
-        self, start: int, end: int, owner: Owner, label: str = "", over: Sequence[Owner] = UNCLAIMED
+        self, start: int, end: int, owner: Owner, label: str = "", over: tuple[Owner, ...] = UNCLAIMED
     ) -> None:
         """The same for a physical range: every frame that a byte of it lies in."""
         first, last = start // self.page_size, min(-(-end // self.page_size), len(self.owner))
@@ -120,19 +124,21 @@ class Canvas:
 
     def finished(self) -> Owners:
         """The rows, written part by part. Nothing can be painted any more."""
-        columns, rows = self.frames.columns, np.zeros(len(self.owner), FRAME)
-        words, pfns = rows.view(_FRAME_WORDS), np.arange(len(rows), dtype=np.uint64)
-        mapcounts = columns.counts.view(np.int32)[:, 0]
-        np.maximum(mapcounts + 1, -1, out=mapcounts)  # a page type is no mapcount
+        columns, rows = self.frames.columns, np.empty(len(self.owner), FRAME)
+        words, pairs = rows.view(_FRAME_WORDS), columns.counts.view(np.int32)
         counts, paint = (pairs.view(np.uint64)[:, 0] for pairs in (columns.counts, columns.paint))
         for run, last in self.memmap.runs:
             for first in range(run, last, _PART):
-                end = min(first + _PART, last)
-                part = words[first:end]
-                part["pfn"], part["flags"] = pfns[first:end], columns.flags[first:end]
-                part["counts"], part["paint"] = counts[first:end], paint[first:end]
+                these = slice(first, min(first + _PART, last))
+                part, both = words[these], pairs[these]
+                both += _ONE_MORE[: len(both)]
+                np.maximum(both, _LEAST[: len(both)], out=both)
+                part["pfn"], part["flags"], part["index"] = columns.pfns[these], columns.flags[these], 0
+                part["counts"], part["paint"] = counts[these], paint[these]
         for first, end in self.memmap.holes:
-            words[first:end]["pfn"], words[first:end]["paint"] = pfns[first:end], paint[first:end]
+            hole = words[first:end]
+            hole[:] = 0
+            hole["pfn"], hole["paint"] = columns.pfns[first:end], paint[first:end]
         rows["index"][self.frames.used] = self.index
         self._count_huge_mappings(rows)
         if columns.nbytes <= _MAX_KEPT:  # fresh memory costs more than all that is written there
@@ -151,11 +157,14 @@ class Canvas:
 
 def spread(firsts: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
     """All the PFNs of runs of PFNs."""
-    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(firsts, sizes) + inside.astype(np.uint64)
+    ends = np.cumsum(sizes)
+    inside = np.arange(ends[-1] if len(ends) else 0, dtype=np.uint64)
+    found: NDArray[np.uint64] = np.repeat(firsts - (ends - sizes).view(np.uint64), sizes) + inside
+    return found
 
 
-def _any_of(owners: Sequence[Owner]) -> NDArray[np.bool_]:
+@cache
+def _any_of(owners: tuple[Owner, ...]) -> NDArray[np.bool_]:
     """A table by Owner: whether it is one of these."""
     table = np.zeros(len(Owner), np.bool_)
     table[list(owners)] = True

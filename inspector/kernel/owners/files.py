@@ -20,11 +20,11 @@ _POINTER = ~np.uint64(3)  # PAGE_MAPPING_FLAGS
 def paint(canvas: Canvas) -> None:
     """Tell swap cache, shared memory and hugetlb from other files' pages, and name the files."""
     frames, cached = canvas.frames, _swap_cache(canvas)
-    places = np.flatnonzero((frames.used_state == FrameState.FILE) & ~cached)
+    places = np.flatnonzero(frames.used_as(FrameState.FILE) & ~cached)
     pfns = frames.used[places]
     heads = frames.head[places]
     of_head, tails = places.copy(), np.flatnonzero(pfns != heads)
-    of_head[tails] = np.searchsorted(frames.used, heads[tails])
+    of_head[tails] = np.minimum(frames.used.searchsorted(heads[tails]), len(frames.used) - 1)
     spaces, which = np.unique(frames.mapping[of_head] & _POINTER, return_inverse=True)
     kinds, names = recall(canvas.kernel, _files, tuple(spaces.tolist()))
     canvas.owner[pfns] = kinds[which]
@@ -53,7 +53,7 @@ def _swap_cache(canvas: Canvas) -> NDArray[np.bool_]:
     frames = canvas.frames
     mask = np.uint64(_bit(canvas, "PG_swapcache") | _bit(canvas, "PG_swapbacked"))
     found: NDArray[np.bool_] = frames.used_flags & mask == mask
-    found &= (frames.used_state == FrameState.ANON) | (frames.used_state == FrameState.FILE)
+    found &= frames.used_as(FrameState.ANON) | frames.used_as(FrameState.FILE)
     canvas.owner[frames.used[found]] = Owner.SWAP_CACHE
     return found
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest, KernelError
 from inspector.kernel import ksyms, modules, slabs, vmalloc
 from inspector.kernel.bulk import mapped_frames
+from inspector.kernel.frames import FrameState
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.owners.canvas import UNCLAIMED, Canvas
 from inspector.kernel.owners.model import Owner
@@ -129,7 +130,8 @@ def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:
 def _marked(canvas: Canvas) -> None:
     """Pages whose page_type says what they are, or that a driver of a known kind can move."""
     kernel, frames = canvas.kernel, canvas.frames
-    places = np.flatnonzero(canvas.owner[frames.used] == Owner.UNMARKED)
+    places = np.flatnonzero(frames.used_as(FrameState.KERNEL))
+    places = places[canvas.owner[frames.used[places]] == Owner.UNMARKED]
     types = PageTypes(kernel)
     # A compound page's type is its head's.
     kinds = types.kinds(frames.word[frames.head[places]])
@@ -137,6 +139,8 @@ def _marked(canvas: Canvas) -> None:
     typed = kinds != 0
     canvas.paint(frames.used[places[typed]].astype(np.uint64), Owner.MARKED, labels[kinds[typed]])
     movable = places[~typed & (frames.mapping[places] & np.uint64(3) == _MOVABLE)]
+    if not len(movable):
+        return
     movers, which = np.unique(frames.mapping[movable] & ~np.uint64(3), return_inverse=True)
     # 68f2736a8583 (6.0) put the driver's struct movable_operations there; an address_space before.
     if len(movers) and kernel.types.has("address_space_operations", "isolate_page"):

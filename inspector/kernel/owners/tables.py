@@ -27,10 +27,10 @@ def paint(canvas: Canvas, survey: Survey) -> None:
 def _paint(canvas: Canvas, found: NDArray[np.void], whose: tuple[str, ...], owner: NDArray[np.int64]) -> None:
     levels = [level.name for level in canvas.kernel.space.format.levels]
     pairs = owner * len(levels) + found["level"]
-    used, which = np.unique(pairs, return_inverse=True)
+    used = np.flatnonzero(np.bincount(pairs))
     texts = [f"{levels[pair % len(levels)]} table, {whose[pair // len(levels)]}" for pair in used.tolist()]
-    names = canvas.labelled(texts)
-    canvas.paint(found["pa"] // np.uint64(canvas.page_size), Owner.PAGE_TABLE, names[which], _OVER)
+    names = canvas.labelled(texts)[used.searchsorted(pairs)]
+    canvas.paint(found["pa"] // np.uint64(canvas.page_size), Owner.PAGE_TABLE, names, _OVER)
 
 
 def _second_pages(canvas: Canvas, survey: Survey) -> None:
@@ -57,7 +57,7 @@ def _deposited(canvas: Canvas) -> None:
     if not types.has(kind, "pmd_huge_pte"):
         return
     link = np.uint64(types.offsetof("page", "lru"))
-    every = canvas.frames.used[canvas.frames.used_state == FrameState.PAGE_TABLE]
+    every = canvas.frames.used[canvas.frames.used_as(FrameState.PAGE_TABLE)]
     named = canvas.detail[every] != 0
     tables, unknown = every[named], every[~named].astype(np.uint64)
     if not unknown.size:
