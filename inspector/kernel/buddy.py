@@ -77,15 +77,18 @@ def free_blocks(kernel: Kernel, memmap: MemMap, counts: NDArray[np.uint64] | Non
     return blocks
 
 
-def per_cpu_pages(kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64]) -> NDArray[np.void]:
+def per_cpu_pages(
+    kernel: Kernel, memmap: MemMap, unused: NDArray[np.uint64], following: NDArray[np.uint64] | None = None
+) -> NDArray[np.void]:
     """Every block on a per-CPU free list, as PCP_PAGE rows.
 
     `unused` are the PFNs that nobody refers to and that are in no free block: those on the lists are among
-    them, and no mark tells them apart.
+    them, and no mark tells them apart. `following` are their lru.next, where they have been read.
     """
     heads, which = recall(kernel, _per_cpu_lists)
     links = memmap.addresses(unused) + np.uint64(kernel.types.offsetof("page", "lru"))
-    following, _ = kernel.space.gather(links, _U64)
+    if following is None:
+        following, _ = kernel.space.gather(links, _U64)
     linked = np.flatnonzero(following & _TAIL == 0)  # of a tail page the word leads to its head, bit 0 set
     unused, links, following = unused[linked], links[linked], following[linked]
     ends = lists.follow(links, following, heads)

@@ -170,20 +170,23 @@ def frames(
     is_reserved = flags.take(used) & bits["reserved"] != 0
     reserved, used = used[is_reserved], used[~is_reserved]
     marks[reserved] = table[FrameState.RESERVED]
-    unused = used[refcount[used] == 0].astype(np.uint64)
-    _spread(paint, buddy.per_cpu_pages(kernel, memmap, unused), table[FrameState.PER_CPU])
-    used = used[paint.take(used) == unknown]
-    mapping, index, words = np.empty((3, len(used)), np.uint64)
-    used_flags, used_word, index_path = flags.take(used), word[used], _index_path(kernel)
+    used_flags, used_word = flags.take(used), word[used]
     are_slabs = _are_slabs(kernel, PageTypes(kernel), used_flags, used_word)
+    paths = "mapping", _index_path(kernel), memmap.compound_word, "lru.next"
+    members = np.empty((len(paths), len(used)), np.uint64)
     slab_structs = [np.empty((0, memmap.struct_size), np.uint8)]
     for first, end, structs in memmap.pieces(_PART):
         low, high = used.searchsorted((first, end))
         some = structs.take(used[low:high] - first, axis=0)
-        mapping[low:high] = memmap.member(some, "mapping", "<u8")
-        index[low:high] = memmap.member(some, index_path, "<u8")
-        words[low:high] = memmap.compound_words(some)
+        for column, each in zip(members, paths, strict=True):
+            column[low:high] = memmap.member(some, each, "<u8")
         slab_structs.append(some[are_slabs[low:high]])
+    unused = np.flatnonzero(refcount[used] == 0)
+    listed = buddy.per_cpu_pages(kernel, memmap, used[unused].astype(np.uint64), members[3, unused])
+    _spread(paint, listed, table[FrameState.PER_CPU])
+    kept = (paint.take(used) == unknown) | are_slabs
+    used, used_flags, used_word, are_slabs = (each[kept] for each in (used, used_flags, used_word, are_slabs))
+    mapping, index, words = (each[kept] for each in members[:3])
     head = memmap.heads_of(used, words)
     state = _states(kernel, used_flags, used_word, mapping)
     state[are_slabs] = FrameState.SLAB

@@ -135,7 +135,7 @@ class MemMap:
 
     def compound_words(self, structs: NDArray[np.uint8]) -> NDArray[np.uint64]:
         """Of every row of structs() the word that leads a tail page to its head."""
-        return self.member(structs, self._compound_word, "<u8")
+        return self.member(structs, self.compound_word, "<u8")
 
     def heads_of(self, pfns: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The same for any PFNs, given compound_words() of their struct pages.
@@ -154,7 +154,7 @@ class MemMap:
         return heads
 
     @cached_property
-    def _compound_word(self) -> str:
+    def compound_word(self) -> str:
         """The word of a tail page that leads to its head, bit 0 set.
 
         compound_head, the head's address, became compound_info in 7.1 ("mm: rework compound_head() for

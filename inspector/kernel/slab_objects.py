@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest, UsageError
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.slabs import NO_CACHE, Caches, SlabCache, columns, slab_pages
+from inspector.kernel.slab_caches import NO_CACHE, Caches, columns
+from inspector.kernel.slabs import SlabCache, slab_pages
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr
 

@@ -62,14 +62,20 @@ def _segments(kernel: Kernel) -> Segments:
 
 def paint_zero_pages(canvas: Canvas) -> None:
     """The page of zeros, and the huge one where it has been made."""
-    kernel, every = canvas.kernel, tuple(Owner)
+    for start, end, owner in recall(canvas.kernel, _zero_pages):
+        canvas.paint_run(start, end, owner, over=tuple(Owner))
+
+
+def _zero_pages(kernel: Kernel) -> list[tuple[int, int, Owner]]:
+    """The physical start and end of each."""
+    found: list[tuple[int, int, Owner]] = []
     if "empty_zero_page" in kernel.symbols:
         zero = kernel.virt_to_phys(kernel.symbol("empty_zero_page"))
-        canvas.paint_run(zero, zero + 1, Owner.ZERO_PAGE, over=every)
-    start = _huge_zero(kernel, canvas.memmap)
+        found.append((zero, zero + 1, Owner.ZERO_PAGE))
+    start = _huge_zero(kernel)
     if start is not None:
-        end = start + kernel.space.format.levels[-2].span
-        canvas.paint_run(start, end, Owner.HUGE_ZERO_PAGE, over=every)
+        found.append((start, start + kernel.space.format.levels[-2].span, Owner.HUGE_ZERO_PAGE))
+    return found
 
 
 def _resources(kernel: Kernel, end: int) -> Iterator[Run]:
@@ -145,7 +151,8 @@ def _first_percpu_chunk(kernel: Kernel) -> Iterator[Run]:
             yield phys, phys + size, Owner.PERCPU, f"CPU {cpu}", Owner.RESERVED
 
 
-def _huge_zero(kernel: Kernel, memmap: MemMap) -> PhysAddr | None:
+def _huge_zero(kernel: Kernel) -> PhysAddr | None:
+    memmap = MemMap(kernel)
     # 5691753d73a2 (6.10) made it a folio; a page before.
     for name in ("huge_zero_folio", "huge_zero_page"):
         if name in kernel.symbols and (page := kernel.word(name)):

@@ -116,10 +116,10 @@ class Canvas:
             self.detail[places] = self.label(label)
 
     def paint_blocks(
-        self, pfns: NDArray[np.uint64], orders: NDArray[np.uint8], owner: Owner, details: NDArray[np.uint32]
+        self, pfns: NDArray[np.uint64], orders: NDArray[np.int64], owner: Owner, details: NDArray[np.uint32]
     ) -> None:
         """Label whole blocks of 2**order frames that already are the owner's."""
-        sizes = np.left_shift(1, orders.astype(np.int64))
+        sizes = np.left_shift(1, orders)
         self.paint(spread(pfns, sizes), owner, np.repeat(details, sizes), (owner,))
 
     def finished(self) -> Owners:

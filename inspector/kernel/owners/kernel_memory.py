@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest, KernelError
-from inspector.kernel import ksyms, modules, slabs, vmalloc
+from inspector.kernel import ksyms, modules, vmalloc
 from inspector.kernel.bulk import mapped_frames
 from inspector.kernel.frames import FrameState
 from inspector.kernel.memmap import MemMap
@@ -15,6 +15,8 @@ from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import all_threads
 from inspector.kernel.pageflags import PageTypes
 from inspector.kernel.recall import recall
+from inspector.kernel.slab_caches import Caches
+from inspector.kernel.slabs import slab_owners
 from inspector.symbols import Kernel
 from inspector.units import VirtAddr
 
@@ -100,12 +102,11 @@ def _callers(kernel: Kernel, callers: list[int]) -> list[str]:
 
 def _slabs(canvas: Canvas) -> None:
     """Slabs by cache."""
-    frames = canvas.frames
-    caches = slabs.Caches(canvas.kernel)
-    found = slabs.slab_pages(canvas.kernel, canvas.memmap, caches, frames.slabs, frames.slab_structs)
+    caches = Caches(canvas.kernel)
+    cache, order = slab_owners(canvas.kernel, caches, canvas.frames.slab_structs)
     names = canvas.labelled([*caches.names, "no cache"])
-    index = np.minimum(found["cache"].astype(np.int64), len(caches.names))
-    canvas.paint_blocks(found["pfn"], found["order"], Owner.SLAB, names[index])
+    index = np.minimum(cache, len(caches.names))  # NO_CACHE is beyond all
+    canvas.paint_blocks(canvas.frames.slabs.view(np.uint64), order, Owner.SLAB, names[index])
 
 
 def _ftrace_records(kernel: Kernel) -> list[tuple[VirtAddr, int]]:

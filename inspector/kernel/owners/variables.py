@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspector.errors import CorruptGuest, InspectorError
 from inspector.kernel import dma
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.owners.canvas import Canvas
+from inspector.kernel.owners.canvas import Canvas, spread
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.ring_buffers import ring_buffers
 from inspector.kernel.recall import recall
@@ -212,9 +212,9 @@ def _compound(canvas: Canvas) -> None:
     frames = canvas.frames
     heads, labels = recall(canvas.kernel, _heads)
     first, last = (np.searchsorted(frames.head, heads, side) for side in ("left", "right"))
-    for low, high, label in zip(first.tolist(), last.tolist(), labels, strict=True):
-        pfns = frames.used[low:high].astype(np.uint64)
-        canvas.paint(pfns, Owner.MARKED, canvas.label(label), (Owner.UNMARKED,))
+    sizes = np.maximum(last - first, 0)
+    pfns = frames.used[spread(first.astype(np.uint64), sizes)].astype(np.uint64)
+    canvas.paint(pfns, Owner.MARKED, np.repeat(canvas.labelled(labels), sizes), (Owner.UNMARKED,))
 
 
 def _heads(kernel: Kernel) -> tuple[NDArray[np.int64], list[str]]:

@@ -11,8 +11,9 @@ import pytest
 
 from inspector import Guest
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.slab_caches import NO_CACHE
 from inspector.kernel.slab_objects import ObjectState, allocated_count, object_at, objects
-from inspector.kernel.slabs import NO_CACHE, SlabCache, slab_pages, slabs
+from inspector.kernel.slabs import SlabCache, slab_pages, slabs
 from inspector.units import Pfn
 
 pytestmark = pytest.mark.guest

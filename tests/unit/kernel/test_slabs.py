@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from inspector.errors import CorruptGuest, InspectorError, NoSuchField, UsageError
 from inspector.kernel.memmap import MemMap
+from inspector.kernel.slab_caches import NO_CACHE
 from inspector.kernel.slab_objects import ObjectState, allocated_count, object_at, objects
-from inspector.kernel.slabs import NO_CACHE, SlabCache, slab_pages, slabs
+from inspector.kernel.slabs import SlabCache, slab_pages, slabs
 from inspector.symbols import Kind, Member, Symbol, SymbolTable, Type, Vmcoreinfo
 from inspector.units import Pfn, VirtAddr
 
