@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from inspector.cli.bench_drgn import NAME, Drgn
-from inspector.cli.bench_rows import Effort, Row, seconds
+from inspector.cli.bench_rows import Effort, Row, by_turns, seconds
 from inspector.errors import KernelError
 from inspector.guest import Guest
 from inspector.kernel import slab_objects
@@ -19,6 +20,7 @@ from inspector.kernel.memmap import MemMap
 from inspector.units import format_size
 
 _FIRST = 2  # askings that meet memory which the host has not given to us yet
+_IN_A_ROW = 5  # askings in one turn: the peer reads its thousands of frames in a row too
 _WHOLE = 1 << 30  # guests of more are too large for the peer to count all objects of
 
 
@@ -49,33 +51,31 @@ def _frames_after_a_command(guest: Guest, effort: Effort) -> float:
 
 def _frames(guest: Guest, size: str, drgn: Drgn | None, effort: Effort, busy: float) -> Row:
     memmap = MemMap(guest.kernel)
-    rows = guest.frames()
-    took = seconds(guest.frames, effort.repeats)
-
-    floor = _copying(guest, memmap, effort)
-    count = sum(end - first for first, end in memmap.runs)
+    rows, count = guest.frames(), sum(end - first for first, end in memmap.runs)
+    every = (pfn for first, end in memmap.runs for pfn in range(first, end))
+    pfns = list(islice(every, effort.sample))
+    if drgn is not None and drgn.page_flags(len(pfns)) != rows["flags"][pfns].tolist():
+        raise KernelError(f"{NAME} reads other page flags than we do: one is wrong")
+    timers = [partial(seconds, guest.frames, _IN_A_ROW), partial(_copying, guest, memmap)]
+    if drgn is not None:
+        timers.append(partial(seconds, partial(drgn.page_flags, len(pfns)), 1))
+    took, floor, *peer = by_turns(effort.repeats, *timers)
     note = (
         f"guest.frames(), owners and all, {took / floor:.1f} times the floor, a copy of mem_map; "
         f"{busy * 1000:.1f} ms when a program has just run; the peer reads flags alone"
     )
     row = Row(f"frames_{size}", count, took, floor_s=floor, note=note)
-    if drgn is None:
-        return row
-    every = (pfn for first, end in memmap.runs for pfn in range(first, end))
-    pfns = list(islice(every, effort.sample))
-    if drgn.page_flags(len(pfns)) != rows["flags"][pfns].tolist():
-        raise KernelError(f"{NAME} reads other page flags than we do: one is wrong")
-    return row.beside(len(pfns), seconds(lambda: drgn.page_flags(len(pfns)), min(effort.repeats, 3)))
+    return row.beside(len(pfns), *peer) if peer else row
 
 
-def _copying(guest: Guest, memmap: MemMap, effort: Effort) -> float:
-    """The floor under all questions about every frame: a copy of mem_map."""
+def _copying(guest: Guest, memmap: MemMap) -> float:
+    """The floor under all questions about every frame: the median time of some copies of mem_map."""
 
     def copy() -> None:
         for first, end in memmap.runs:
             guest.kernel.space.array(memmap.address(first), (end - first) * memmap.struct_size).copy()
 
-    return seconds(copy, effort.repeats)
+    return seconds(copy, _IN_A_ROW)
 
 
 def _slab_objects(guest: Guest, size: str, drgn: Drgn | None, effort: Effort) -> Row:
@@ -110,9 +110,10 @@ def _reverse_map(guest: Guest, size: str, effort: Effort) -> Row:
 
 def _snapshots(guest: Guest, size: str, effort: Effort) -> list[Row]:
     """A snapshot of all memory, and what two of them differ in."""
-    floor = _copying(guest, MemMap(guest.kernel), effort)
-    taken = guest.snapshot()
-    took = seconds(guest.snapshot, effort.repeats)
+    taken, memmap = guest.snapshot(), MemMap(guest.kernel)
+    took, floor = by_turns(
+        effort.repeats, partial(seconds, guest.snapshot, 1), partial(_copying, guest, memmap)
+    )
     again = guest.snapshot()
     compared = seconds(lambda: again.diff(taken), effort.repeats)
     with tempfile.TemporaryDirectory(prefix="kmi-bench-") as folder:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,14 @@ def seconds(question: Callable[[], object], repeats: int) -> float:
     return statistics.median(_once(question) for _ in range(repeats))
 
 
+def by_turns(repeats: int, *timers: Callable[[], float]) -> list[float]:
+    """The median of what each of these measures: by turns, so that whatever else the host does meets all."""
+    rounds = [[timer() for timer in timers] for _ in range(repeats)]
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
 def _once(question: Callable[[], object]) -> float:
+    """The time of one asking."""
     started = time.perf_counter()
     question()
     return time.perf_counter() - started
@@ -74,9 +82,8 @@ def attach_rows(machines: Sequence[LocalMachine], effort: Effort) -> list[Row]:
     """Attaching to a guest that is up, with and without a cached profile, in guests of several sizes."""
     rows: list[Row] = []
     for kind in ("cold", "warm"):
-        # By turns, so that whatever else the host does meets every size.
-        times = [[_attach(machine, kind == "warm") for machine in machines] for _ in range(effort.attaches)]
-        medians = [statistics.median(column) for column in zip(*times, strict=True)]
+        timers = (partial(_attach, machine, kind == "warm") for machine in machines)
+        medians = by_turns(effort.attaches, *timers)
         for machine, took in zip(machines, medians, strict=True):
             note = f"with {'a' if kind == 'warm' else 'no'} cached profile"
             if machine is not machines[0]:

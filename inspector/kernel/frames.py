@@ -55,7 +55,6 @@ class Columns:
     """
 
     def __init__(self, count: int) -> None:
-        self.pfns = np.arange(count, dtype=np.uint64)
         self.flags = np.empty(count, np.uint64)
         self.counts = np.empty((count, 2), np.uint32)
         self.paint = np.empty((count, 2), np.uint32)
@@ -66,7 +65,7 @@ class Columns:
     @property
     def nbytes(self) -> int:
         """Bytes of all."""
-        return self.pfns.nbytes + self.flags.nbytes + self.counts.nbytes + self.paint.nbytes
+        return self.flags.nbytes + self.counts.nbytes + self.paint.nbytes
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ _FRAME_WORDS = np.dtype(
 """A FRAME, with the pairs of Columns."""
 
 _PART = 1 << 13  # rows that fit a CPU's cache
+_COUNTED = np.arange(_PART, dtype=np.uint64)
 # To make mapcounts of each _mapcount, and leave the refcount beside it: a page type is no mapcount.
 _ONE_MORE = np.tile(np.array([1, 0], np.int32), (_PART, 1))
 _LEAST = np.tile(np.array([-1, np.iinfo(np.int32).min], np.int32), (_PART, 1))
@@ -133,12 +134,13 @@ class Canvas:
                 part, both = words[these], pairs[these]
                 both += _ONE_MORE[: len(both)]
                 np.maximum(both, _LEAST[: len(both)], out=both)
-                part["pfn"], part["flags"], part["index"] = columns.pfns[these], columns.flags[these], 0
+                np.add(_COUNTED[: len(part)], np.uint64(first), out=part["pfn"])
+                part["flags"], part["index"] = columns.flags[these], 0
                 part["counts"], part["paint"] = counts[these], paint[these]
         for first, end in self.memmap.holes:
             hole = words[first:end]
             hole[:] = 0
-            hole["pfn"], hole["paint"] = columns.pfns[first:end], paint[first:end]
+            hole["pfn"], hole["paint"] = np.arange(first, end), paint[first:end]
         rows["index"][self.frames.used] = self.index
         self._count_huge_mappings(rows)
         if columns.nbytes <= _MAX_KEPT:  # fresh memory costs more than all that is written there
