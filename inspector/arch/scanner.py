@@ -67,9 +67,8 @@ def scan(
     Raises CorruptGuest where a level has over `limit` entries to read: tables that lead to themselves do.
     """
     found = _Found()
-    for level, (vas, entries, granted, _) in _levels(
-        memory, format, np.array([root], U64), start, end, limit
-    ):
+    roots, origins = np.array([root], U64), np.zeros(1, np.uint32)
+    for level, (vas, entries, granted, _) in _levels(memory, format, roots, origins, start, end, limit):
         for shape in level.shapes:
             if shape.leaf:
                 chosen = _chosen(shape, entries)
@@ -104,7 +103,7 @@ def survey(
     found = [np.zeros(len(roots), TABLE)]
     found[0]["pa"], found[0]["root"] = roots, origins
     depth = {id(level): place for place, level in enumerate(format.levels)}
-    for level, part in _levels(memory, format, roots, start, 1 << 64, limit, known, origins):
+    for level, part in _levels(memory, format, roots, origins, start, 1 << 64, limit, known):
         for shape in level.shapes:
             vas, entries, _, whose = part.at(_chosen(shape, part.entries))
             rows = np.empty(len(vas), LEAF if shape.leaf else TABLE)
@@ -154,11 +153,11 @@ def _levels(
     memory: BulkMemory,
     format: PagingFormat,
     roots: NDArray[np.uint64],
+    origins: NDArray[np.uint32],
     start: int,
     end: int,
     limit: int,
     known: NDArray[np.uint64] | None = None,
-    origins: NDArray[np.uint32] | None = None,
 ) -> Iterator[tuple[Level, _Entries]]:
     """Every entry in [start, end) that is not zero, level by level; with `known` (survey) no table twice."""
     start, last = max(start, 0), min(end, 1 << 64) - 1
@@ -166,7 +165,6 @@ def _levels(
         return
     whole = start == 0 and last == (1 << 64) - 1
     every = np.full(len(roots), Right.W | Right.U | Right.X, np.uint8)
-    origins = np.arange(len(roots), dtype=np.uint32) if origins is None else origins
     tables = _Tables(roots, np.zeros(len(roots), U64), every, origins)
     for level in format.levels:
         if len(tables.pas) * level.entries > limit:

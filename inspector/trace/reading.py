@@ -19,7 +19,7 @@ from inspector.kernel.vmas import Vma
 from inspector.symbols import Kernel, StructView
 from inspector.trace.kinds import Entry
 from inspector.trace.records import FrameState
-from inspector.units import MIB, Pfn, PhysAddr, VirtAddr, printable
+from inspector.units import MIB, Pfn, VirtAddr, printable
 
 # Software bits of a present entry (arch/x86/include/asm/pgtable_types.h): _PAGE_UFFD_WP, _PAGE_SOFT_DIRTY.
 _UFFD_WP, _SOFT_DIRTY = 1 << 10, 1 << 11
@@ -31,7 +31,7 @@ _MAX_MEMMAP = 16 * MIB
 
 
 StructPages = list[tuple[Pfn, NDArray[np.uint8]]]
-"""The bytes of struct pages that follow one another, each run with its first PFN."""
+"""The bytes of struct pages that follow one another, a row each; every run with its first PFN."""
 
 
 class Reader:
@@ -150,25 +150,12 @@ class Reader:
     def _memmap(self) -> MemMap:
         return MemMap(self.kernel)
 
-    @cached_property
-    def _runs(self) -> list[tuple[Pfn, PhysAddr, int]]:
-        """Where the array of struct page lies: first PFN, physical address and bytes of each piece."""
-        found = []
-        size = self._memmap.struct_size
-        for first, end in self._memmap.runs:
-            start = self._memmap.address(first)
-            for row in self.kernel.space.scan(start, start + (end - first) * size):
-                low = max(start, int(row["va"]))
-                high = min(start + (end - first) * size, int(row["va"]) + int(row["size"]))
-                pa = PhysAddr(int(row["pa"]) + low - int(row["va"]))
-                found.append((Pfn(first + (low - start) // size), pa, high - low))
-        return found
-
     def struct_pages(self) -> StructPages | None:
         """A copy of every struct page, to look one up later; None where that is too much to copy."""
-        if sum(length for _, _, length in self._runs) > _MAX_MEMMAP:
+        memmap = self._memmap
+        if sum(end - first for first, end in memmap.runs) * memmap.struct_size > _MAX_MEMMAP:
             return None
-        return [(pfn, self.kernel.memory.array(pa, length).copy()) for pfn, pa, length in self._runs]
+        return [(first, structs.copy()) for first, _, structs in memmap.pieces(memmap.end)]
 
     def frame_before(self, pages: StructPages | None, pfn: Pfn) -> FrameState | None:
         """A frame's state in such a copy, or its compound page's."""
@@ -181,11 +168,9 @@ class Reader:
 
     def _copied(self, pages: StructPages | None, pfn: Pfn) -> NDArray[np.uint8] | None:
         """A struct page in a copy, as the only row."""
-        size = self._memmap.struct_size
-        for first, raw in pages or ():
-            at = (pfn - first) * size
-            if 0 <= at < len(raw):
-                return raw[at : at + size].reshape(1, -1)
+        for first, structs in pages or ():
+            if 0 <= pfn - first < len(structs):
+                return structs[pfn - first : pfn - first + 1]
         return None
 
     def frame(self, pfn: Pfn) -> FrameState | None:
