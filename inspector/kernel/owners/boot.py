@@ -152,6 +152,7 @@ def _first_percpu_chunk(kernel: Kernel) -> Iterator[Run]:
 
 
 def _huge_zero(kernel: Kernel) -> PhysAddr | None:
+    """Where it begins; None where there is none."""
     memmap = MemMap(kernel)
     # 5691753d73a2 (6.10) made it a folio; a page before.
     for name in ("huge_zero_folio", "huge_zero_page"):

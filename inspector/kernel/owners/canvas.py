@@ -127,7 +127,7 @@ class Canvas:
         """The rows, written part by part. Nothing can be painted any more."""
         columns, rows = self.frames.columns, np.empty(len(self.owner), FRAME)
         words, pairs = rows.view(_FRAME_WORDS), columns.counts.view(np.int32)
-        counts, paint = (pairs.view(np.uint64)[:, 0] for pairs in (columns.counts, columns.paint))
+        counts, paint = (each.view(np.uint64)[:, 0] for each in (columns.counts, columns.paint))
         for run, last in self.memmap.runs:
             for first in range(run, last, _PART):
                 these = slice(first, min(first + _PART, last))
@@ -158,7 +158,7 @@ class Canvas:
 
 
 def spread(firsts: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """All the PFNs of runs of PFNs."""
+    """All the numbers of runs of numbers."""
     ends = np.cumsum(sizes)
     inside = np.arange(ends[-1] if len(ends) else 0, dtype=np.uint64)
     found: NDArray[np.uint64] = np.repeat(firsts - (ends - sizes).view(np.uint64), sizes) + inside
