@@ -308,7 +308,7 @@ def test_frames_in_a_copy_of_all_struct_pages(varied_guest: Guest) -> None:
     guest = varied_guest
     with guest.paused():
         reader, rows, memmap = Reader(guest.kernel), guest.frames(), MemMap(guest.kernel)
-        pages = [(first, structs.reshape(-1).copy()) for first, _, structs in memmap.pieces()]
+        pages = [(first, structs.copy()) for first, _, structs in memmap.pieces()]
         mapped = rows["pfn"][(rows["owner"] == Owner.ANON) & (rows["mapcount"] > 0)]
         chosen = [*mapped[:: len(mapped) // 50].tolist(), *rows["pfn"][:: len(rows) // 50].tolist()]
         now = {Pfn(pfn): reader.frame(Pfn(pfn)) for pfn in chosen if memmap.has(pfn)}

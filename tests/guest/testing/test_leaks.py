@@ -98,13 +98,19 @@ def test_an_exchange_is_no_leak(
     if mended:
         subprocess.run(["git", "apply", "fix.patch"], cwd=tmp_path / "example", check=True)
     ring(tmp_path / "example" / "ringlog")
-    oldest = ring_pages(own)[:5]
+    messages = ring_pages(own)
     before = own.snapshot()
     own.run("/chatter 5").check()
     diff = own.snapshot().diff(before)
-    assert sorted(diff.forgotten.tolist()) == ([] if mended else sorted(oldest))
-    found = [leak.count for leak in diff.leaked(frames=4).found if leak.holder.owner == Owner.UNMARKED]
-    assert (not found) if mended else found[0] >= 5
+    lost = set(diff.forgotten.tolist()) & set(messages)
+    found = [leak.count for leak in diff.leaked(frames=3).found if leak.holder.owner == Owner.UNMARKED]
+    if mended:
+        assert not lost
+        assert not found
+    else:  # a word that somebody left behind may hide one
+        assert lost <= set(messages[:5])
+        assert len(lost) >= 4
+        assert found[0] >= len(lost)
 
 
 def test_what_the_kernel_does_of_itself_is_no_leak(own: Guest) -> None:
