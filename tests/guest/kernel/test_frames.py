@@ -49,7 +49,17 @@ def vary(swapping_guest: Guest, start: Any) -> Iterator[Callable[[], None]]:
         "touch 1M --no-thp --merge", "fork 8M --thp", "maps", "touch 64K --no-thp",
     )  # fmt: skip
 
+    def stop() -> None:
+        gone = " ".join(f"/proc/{pid}" for pid in pids)
+        guest.run(
+            f"kill -9 {' '.join(map(str, pids))}; while ls -d {gone} 2>/dev/null | grep -q .; do sleep 0.1; done;"
+            f" until rmdir {_GROUP}; do sleep 0.1; done"
+        ).check()
+        pids.clear()
+
     def make() -> None:
+        if pids:
+            stop()
         pids.extend(start(guest, f"/labs/{command}") for command in commands)
         break_page(guest, pids[-1])
         merge(guest)
@@ -57,10 +67,8 @@ def vary(swapping_guest: Guest, start: Any) -> Iterator[Callable[[], None]]:
 
     guest.run(f"echo advise >{_SHMEM_THP}").check()
     yield make
-    guest.run(
-        f"kill -9 {' '.join(map(str, pids))}; echo 2 >{_KSM}/run; echo never >{_SHMEM_THP};"
-        f" echo 0 >/proc/sys/vm/nr_hugepages; until rmdir {_GROUP}; do sleep 0.1; done"
-    ).check()
+    stop()
+    guest.run(f"echo 2 >{_KSM}/run; echo never >{_SHMEM_THP}; echo 0 >/proc/sys/vm/nr_hugepages").check()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,7 @@ def break_page(guest: Guest, pid: int) -> None:
 
 def swap_once(guest: Guest) -> int:
     """A task and its child, swapped out and read again: what both share stays in the swap cache meanwhile."""
-    guest.run(f"mkdir -p {_GROUP}").check()
+    guest.run(f"mkdir {_GROUP}").check()
     pid = guest.spawn(f"sh -c 'echo 0 >{_GROUP}/cgroup.procs; exec /labs/fork 8M'")
     log = f"/tmp/spawn-{pid}.log"
     said = guest.run(f"until [ -s {log} ]; do sleep 0.05; done; cat {log}", timeout=60).check().stdout
