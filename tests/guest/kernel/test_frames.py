@@ -52,7 +52,8 @@ def vary(swapping_guest: Guest, start: Any) -> Iterator[Callable[[], None]]:
     def stop() -> None:
         gone = " ".join(f"/proc/{pid}" for pid in pids)
         guest.run(
-            f"kill -9 {' '.join(map(str, pids))}; while ls -d {gone} 2>/dev/null | grep -q .; do sleep 0.1; done;"
+            f"kill -9 {' '.join(map(str, pids))};"
+            f" while ls -d {gone} 2>/dev/null | grep -q .; do sleep 0.1; done;"
             f" until rmdir {_GROUP}; do sleep 0.1; done"
         ).check()
         pids.clear()
