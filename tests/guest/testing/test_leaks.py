@@ -19,6 +19,7 @@ pytestmark = pytest.mark.guest
 
 _EXAMPLE = Path(__file__).parents[3] / "docs" / "example"
 _RING = 8
+_TRIES = 3
 _PAGE = 4096
 
 
@@ -98,19 +99,17 @@ def test_an_exchange_is_no_leak(
     if mended:
         subprocess.run(["git", "apply", "fix.patch"], cwd=tmp_path / "example", check=True)
     ring(tmp_path / "example" / "ringlog")
-    messages = ring_pages(own)
-    before = own.snapshot()
-    own.run("/chatter 5").check()
-    diff = own.snapshot().diff(before)
-    lost = set(diff.forgotten.tolist()) & set(messages)
-    found = [leak.count for leak in diff.leaked(frames=3).found if leak.holder.owner == Owner.UNMARKED]
-    if mended:
-        assert not lost
-        assert not found
-    else:  # a word that somebody left behind may hide one
-        assert lost <= set(messages[:5])
-        assert len(lost) >= 4
-        assert found[0] >= len(lost)
+    for _ in range(_TRIES):  # a word that somebody left behind may hide a page, and show it the next time
+        oldest = ring_pages(own)[:5]
+        before = own.snapshot()
+        own.run("/chatter 5").check()
+        diff = own.snapshot().diff(before)
+        lost, expected = sorted(diff.forgotten.tolist()), [] if mended else sorted(oldest)
+        if lost == expected:
+            break
+    assert lost == expected
+    found = [leak.count for leak in diff.leaked(frames=4).found if leak.holder.owner == Owner.UNMARKED]
+    assert (not found) if mended else found[0] >= 5
 
 
 def test_what_the_kernel_does_of_itself_is_no_leak(own: Guest) -> None:
