@@ -35,11 +35,11 @@ def columns(
         raise BadFormat(f"the types are corrupt: a member of {type_name} lies {start + size} bytes in")
     at = addresses + np.uint64(start) if start else addresses
     raw = _gather(kernel, at, np.dtype(np.uint8), size, f"struct {type_name}")
-    return tuple(_member(raw[:, each.offset - start :], each) for each in fields)
+    return tuple(member(raw[:, each.offset - start :], each) for each in fields)
 
 
-def _member(raw: NDArray[np.uint8], field: Field) -> NDArray[Any]:
-    """The number that each row begins with."""
+def member(raw: NDArray[np.uint8], field: Field) -> NDArray[Any]:
+    """The number that each row of bytes begins with, where this field lies: int64 or uint64 as columns()."""
     width, bits = field.width, field.bit_size
     kind = "i" if field.type.signed and not bits else "u"
     values = raw[:, :width].view(f"<{kind}{width}")[:, 0].astype(np.int64 if kind == "i" else np.uint64)
@@ -50,6 +50,16 @@ def _member(raw: NDArray[np.uint8], field: Field) -> NDArray[Any]:
         return values
     away = np.uint64(64 - bits)
     return np.asarray((values << away).view(np.int64) >> away.astype(np.int64))
+
+
+def spread(firsts: NDArray[np.uint64], counts: NDArray[np.int64], step: int = 1) -> NDArray[np.uint64]:
+    """All the numbers of runs: `counts` many, `step` apart, from each of `firsts` on."""
+    ends = np.cumsum(counts)
+    every = np.arange(ends[-1] if len(ends) else 0, dtype=np.uint64)
+    befores = (ends - counts).view(np.uint64)  # how many numbers are in the runs before
+    if step != 1:
+        every, befores = every * np.uint64(step), befores * np.uint64(step)
+    return np.asarray(np.repeat(firsts - befores, counts) + every)
 
 
 def words(kernel: Kernel, addresses: NDArray[np.uint64], what: str) -> NDArray[np.uint64]:
@@ -115,9 +125,8 @@ def mapped_frames(kernel: Kernel, starts: NDArray[np.uint64], ends: NDArray[np.u
     total = int(counts.sum())
     if total > _MAX_FRAMES:
         raise CorruptGuest(f"kernel page tables map over {_MAX_FRAMES} pages in {len(first)} ranges")
-    inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
     rows = np.empty(total, RANGE_FRAME)
-    rows["pfn"] = np.repeat(pas // np.uint64(page), counts) + inside
-    rows["va"] = np.repeat(vas, counts) + inside * np.uint64(page)
+    rows["pfn"] = spread(pas // np.uint64(page), counts)
+    rows["va"] = spread(vas, counts, page)
     rows["index"] = np.repeat(order[which].astype(np.uint32), counts)
     return rows

@@ -131,7 +131,7 @@ class Frames:
 
     def used_as(self, state: FrameState) -> NDArray[np.bool_]:
         """Which of `used` are in use for this."""
-        return np.asarray(self.used_state == int(state))  # of a number of its own numpy makes a wide one
+        return np.asarray(self.used_state == int(state))  # against an IntEnum numpy compares in eight bytes
 
     def _mark(self, which: int) -> NDArray[np.uint8]:
         return self.columns.paint.view(np.uint8)[:, 4 + which]
@@ -183,7 +183,7 @@ def frames(
     unused = np.flatnonzero(refcount[used] == 0)
     listed = buddy.per_cpu_pages(kernel, memmap, used[unused].astype(np.uint64), members[3, unused])
     _spread(paint, listed, table[FrameState.PER_CPU])
-    kept = (paint.take(used) == unknown) | are_slabs
+    kept = (paint.take(used) == unknown) | are_slabs  # no slab is on a list: slab_structs has them all
     used, used_flags, used_word, are_slabs = (each[kept] for each in (used, used_flags, used_word, are_slabs))
     mapping, index, words = (each[kept] for each in members[:3])
     head = memmap.heads_of(used, words)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest, UsageError
+from inspector.kernel.bulk import spread
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.slab_caches import NO_CACHE, Caches, columns
 from inspector.kernel.slabs import SlabCache, slab_pages
@@ -283,10 +284,8 @@ class _Slabs:
 
     def _contents(self, sheaves: _Sheaves) -> NDArray[np.uint64]:
         """The objects that stand in the sheaves."""
-        total = int(sheaves.size.sum())
-        inside = np.arange(total) - np.repeat(np.cumsum(sheaves.size) - sheaves.size, sheaves.size)
         table = sheaves.address + np.uint64(self.kernel.types.offsetof("slab_sheaf", "objects"))
-        at = np.repeat(table, sheaves.size) + inside.astype(np.uint64) * np.uint64(self.kernel.pointer_size)
+        at = spread(table, sheaves.size, self.kernel.pointer_size)
         values, _ = self.kernel.space.gather(at, np.dtype(np.uint64))
         return values
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadFormat
-from inspector.kernel import lists
+from inspector.kernel import bulk, lists
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import flag_bits, flags_path
 from inspector.kernel.slab_caches import NO_CACHE, Caches, columns
@@ -169,13 +169,9 @@ def _told(kernel: Kernel, caches: Caches, structs: NDArray[np.uint8]) -> tuple[N
 def _member(kernel: Kernel, structs: NDArray[np.uint8], path: str) -> NDArray[np.uint64]:
     """One member of slabs, a struct page a row; without sign."""
     field = kernel.types.field(_slab_type(kernel), path)
-    end = field.offset + field.width
-    if not 0 <= field.offset <= end <= structs.shape[1]:
+    if not 0 <= field.offset <= field.offset + field.width <= structs.shape[1]:
         raise BadFormat(f"the types are corrupt: a slab's {path} lies {field.offset} bytes in")
-    values = structs[:, field.offset : end].view(f"<u{field.width}")[:, 0].astype(np.uint64)
-    if field.bit_size:
-        values = values >> np.uint64(field.bit_shift) & np.uint64((1 << field.bit_size) - 1)
-    return values
+    return bulk.member(structs[:, field.offset :], field).view(np.uint64)
 
 
 def _slab_type(kernel: Kernel) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inspector.arch import AddressSpace
 from inspector.kernel import ptes
-from inspector.kernel.bulk import columns
+from inspector.kernel.bulk import columns, spread
 from inspector.kernel.mapcounts import entire_mapcounts, has_page, heads_of, mapcounts
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.pageflags import flag_bits, flags_path
@@ -149,7 +149,7 @@ def _add_pages(memmap: MemMap, rows: NDArray[np.void], leaves: NDArray[np.void])
     # What depends on who else maps a page is summed up page by page.
     counts = (leaves["size"] // np.uint64(small)).astype(np.int64)
     leaf = np.repeat(np.arange(len(leaves)), counts)
-    pfns = leaves["pfn"][leaf] + np.arange(len(leaf)) - np.repeat(np.cumsum(counts) - counts, counts)
+    pfns = spread(leaves["pfn"].astype(np.uint64), counts).view(np.int64)
     mapped = mapcounts(memmap, pfns, heads[leaf])
     # A folio with a single reference is mapped once; how often a page on its way elsewhere is, is not known.
     alone = ((references == 1) | ~present)[leaf]

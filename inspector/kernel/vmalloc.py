@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest
 from inspector.kernel import ksyms
-from inspector.kernel.bulk import columns, mapped_frames, tree_nodes, words
+from inspector.kernel.bulk import columns, mapped_frames, spread, tree_nodes, words
 from inspector.kernel.memmap import MemMap
 from inspector.kernel.modules import modules
 from inspector.kernel.recall import recall
@@ -148,10 +148,8 @@ def area_pages(kernel: Kernel, rows: NDArray[np.void]) -> NDArray[np.void]:
     if (wanted > room).any() or wanted.sum() > _MAX_PAGES:
         raise CorruptGuest(f"a vmalloc area claims {int(wanted.max())} pages")
     counts = wanted.astype(np.int64)
-    total = int(counts.sum())
-    inside = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
-    at = np.repeat(rows["pages"], counts) + inside * np.uint64(kernel.pointer_size)
-    found = np.empty(total, AREA_PAGE)
+    at = spread(rows["pages"], counts, kernel.pointer_size)
+    found = np.empty(len(at), AREA_PAGE)
     pointers = words(kernel, at, "a vmalloc area's array of pages")
     found["pfn"] = (pointers - np.uint64(memmap.base)) // np.uint64(memmap.struct_size)
     found["index"] = np.repeat(np.arange(len(rows), dtype=np.uint32), counts)

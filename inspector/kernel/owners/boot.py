@@ -17,7 +17,7 @@ from inspector.kernel.resources import iomem
 from inspector.kernel.swiotlb import bounce_buffer
 from inspector.kernel.zones import nodes
 from inspector.symbols import Kernel
-from inspector.units import PhysAddr, VirtAddr
+from inspector.units import Pfn, VirtAddr
 
 Run = tuple[int, int, Owner, str, Owner]
 """Physical start and end, the owner, its label, and which owner it takes the place of."""
@@ -62,19 +62,21 @@ def _segments(kernel: Kernel) -> Segments:
 
 def paint_zero_pages(canvas: Canvas) -> None:
     """The page of zeros, and the huge one where it has been made."""
-    for start, end, owner in recall(canvas.kernel, _zero_pages):
-        canvas.paint_run(start, end, owner, over=tuple(Owner))
+    for pfns, owner in recall(canvas.kernel, _zero_pages):
+        canvas.paint(pfns, owner, over=tuple(Owner))
 
 
-def _zero_pages(kernel: Kernel) -> list[tuple[int, int, Owner]]:
-    """The physical start and end of each."""
-    found: list[tuple[int, int, Owner]] = []
+def _zero_pages(kernel: Kernel) -> list[tuple[NDArray[np.uint64], Owner]]:
+    """The PFNs of each."""
+    size = kernel.space.format.page_size
+    found: list[tuple[NDArray[np.uint64], Owner]] = []
     if "empty_zero_page" in kernel.symbols:
-        zero = kernel.virt_to_phys(kernel.symbol("empty_zero_page"))
-        found.append((zero, zero + 1, Owner.ZERO_PAGE))
-    start = _huge_zero(kernel)
-    if start is not None:
-        found.append((start, start + kernel.space.format.levels[-2].span, Owner.HUGE_ZERO_PAGE))
+        zero = kernel.virt_to_phys(kernel.symbol("empty_zero_page")) // size
+        found.append((np.array([zero], np.uint64), Owner.ZERO_PAGE))
+    first = _huge_zero(kernel)
+    if first is not None:
+        pfns = np.arange(first, first + kernel.space.format.levels[-2].span // size, dtype=np.uint64)
+        found.append((pfns, Owner.HUGE_ZERO_PAGE))
     return found
 
 
@@ -151,14 +153,13 @@ def _first_percpu_chunk(kernel: Kernel) -> Iterator[Run]:
             yield phys, phys + size, Owner.PERCPU, f"CPU {cpu}", Owner.RESERVED
 
 
-def _huge_zero(kernel: Kernel) -> PhysAddr | None:
-    """Where it begins; None where there is none."""
-    memmap = MemMap(kernel)
+def _huge_zero(kernel: Kernel) -> Pfn | None:
+    """Its first PFN; None where there is none."""
     # 5691753d73a2 (6.10) made it a folio; a page before.
     for name in ("huge_zero_folio", "huge_zero_page"):
         if name in kernel.symbols and (page := kernel.word(name)):
             try:
-                return PhysAddr(memmap.pfn(VirtAddr(page)) * memmap.page_size)
+                return MemMap(kernel).pfn(VirtAddr(page))
             except InspectorError:
                 return None
     return None

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.kernel.bulk import spread
 from inspector.kernel.frames import Columns, FrameState, frames
 from inspector.kernel.mapcounts import folio_mapcounts
 from inspector.kernel.memmap import MemMap
@@ -103,19 +104,6 @@ class Canvas:
         self.owner[places] = owner
         self.detail[places] = details if isinstance(details, int) else details[free]
 
-    def paint_run(
-        self, start: int, end: int, owner: Owner, label: str = "", over: tuple[Owner, ...] = UNCLAIMED
-    ) -> None:
-        """The same for a physical range: every frame that a byte of it lies in."""
-        first, last = start // self.page_size, min(-(-end // self.page_size), len(self.owner))
-        if first >= last:
-            return
-        part = self.owner[first:last]
-        places = np.flatnonzero(_any_of(over)[part] if len(over) > 1 else part == over[0]) + first
-        if len(places):
-            self.owner[places] = owner
-            self.detail[places] = self.label(label)
-
     def paint_blocks(
         self, pfns: NDArray[np.uint64], orders: NDArray[np.int64], owner: Owner, details: NDArray[np.uint32]
     ) -> None:
@@ -155,14 +143,6 @@ class Canvas:
         huge = self.owner[heads] == Owner.HUGETLB
         shared = folio_mapcounts(self.memmap, heads, huge)
         rows["mapcount"][pfns] = np.maximum(rows["mapcount"][pfns], 0) + shared[which]
-
-
-def spread(firsts: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """All the numbers of runs of numbers."""
-    ends = np.cumsum(sizes)
-    inside = np.arange(ends[-1] if len(ends) else 0, dtype=np.uint64)
-    found: NDArray[np.uint64] = np.repeat(firsts - (ends - sizes).view(np.uint64), sizes) + inside
-    return found
 
 
 @cache

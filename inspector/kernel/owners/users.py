@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.kernel.owners.canvas import Canvas, spread
+from inspector.kernel.bulk import spread
+from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.survey import Survey
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from inspector.errors import CorruptGuest, InspectorError
 from inspector.kernel import dma
+from inspector.kernel.bulk import spread
 from inspector.kernel.memmap import MemMap
-from inspector.kernel.owners.canvas import Canvas, spread
+from inspector.kernel.owners.canvas import Canvas
 from inspector.kernel.owners.model import Owner
 from inspector.kernel.owners.ring_buffers import ring_buffers
 from inspector.kernel.recall import recall
